@@ -1,0 +1,3 @@
+module github.com/sluice-kafka/sluice
+
+go 1.26
