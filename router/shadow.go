@@ -1,0 +1,50 @@
+package router
+
+// Shadow is a pattern that can never be the first to match.
+type Shadow struct {
+	Rule, Pattern     int  // the dead one: index of the rule, and of the pattern in it
+	ByRule, ByPattern int  // the earlier one, which matches all that it matches
+	WholeRule         bool // no other pattern of the dead one's rule is alive
+}
+
+// Shadowed finds patterns that an earlier rule's pattern always forestalls. It
+// is exact for globs, and for regular expressions that a glob could replace;
+// of the others it finds those that are equal as text, or that a glob covers by
+// their literal beginning. It does not look for several earlier patterns that
+// only together cover a later one. Patterns that do not compile are left out.
+func Shadowed(rules []Rule) []Shadow {
+	compiled := make([][]Pattern, len(rules))
+	for i, rule := range rules {
+		compiled[i] = make([]Pattern, len(rule.Patterns))
+		for j, source := range rule.Patterns {
+			compiled[i][j], _ = Compile(source)
+		}
+	}
+	var out []Shadow
+	for i := range compiled {
+		first := len(out)
+		for j, p := range compiled[i] {
+			if byRule, byPattern, dead := forestalled(compiled[:i], p); dead {
+				out = append(out, Shadow{Rule: i, Pattern: j, ByRule: byRule, ByPattern: byPattern})
+			}
+		}
+		for k := first; k < len(out); k++ {
+			out[k].WholeRule = len(out)-first == len(compiled[i])
+		}
+	}
+	return out
+}
+
+func forestalled(earlier [][]Pattern, p Pattern) (rule, pattern int, dead bool) {
+	if p.shape == nil {
+		return 0, 0, false
+	}
+	for i := range earlier {
+		for j, q := range earlier[i] {
+			if q.shape != nil && q.covers(p) {
+				return i, j, true
+			}
+		}
+	}
+	return 0, 0, false
+}
