@@ -1,0 +1,209 @@
+// Package config reads the one file that tells sluice what to do.
+//
+// Every key is described once, in schema.go: the parser, the defaults, the
+// "did you mean", the comparison of two files and the test that holds
+// docs/configuration.md against the code all read that table. A file is taken
+// as a whole or refused as a whole, with everything that is wrong with it.
+package config
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+// Config is a checked configuration: plain values, every default filled in.
+// It is not changed after it was read.
+type Config struct {
+	Kafka  Kafka
+	Listen Listen
+	Admin  string // host:port of /metrics, /livez and /readyz
+	Stores map[string]Store
+
+	// DefaultClass and the class of every rule are keys of Classes. Every
+	// diskless class that a rule or the default leads to has its store in
+	// Stores; one that nothing leads to may not.
+	DefaultClass string
+	Rules        []router.Rule
+	Classes      map[string]tiers.Class
+
+	Limits Limits
+	Log    Log
+}
+
+// Kafka is how sluice itself reaches the user's cluster: to dial brokers for
+// its clients, and for its own background client.
+type Kafka struct {
+	Bootstrap []string // host:port, at least one
+	TLS       KafkaTLS
+	SASL      SASL
+}
+
+// KafkaTLS is for connections to the brokers.
+type KafkaTLS struct {
+	Enabled            bool
+	CA                 string // PEM file; "" trusts what the system trusts
+	Cert, Key          string // PEM files of a client certificate; both or none
+	ServerName         string // "" is the host that is dialed
+	InsecureSkipVerify bool
+}
+
+// SASL is the background client's own login; clients' logins are relayed.
+type SASL struct {
+	Mechanism string // "", PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512
+	Username  string
+	Password  string // from password, or read from password_file
+}
+
+// Listen is where clients connect, and what they are told.
+type Listen struct {
+	Bootstrap string    // host:port
+	Brokers   PortRange // two ports for each id of NodeIDs
+	Advertise string    // host, the same for all replicas
+	NodeIDs   NodeIDs
+	TLS       ListenTLS
+}
+
+// ListenTLS is for connections from clients; off when both are empty.
+type ListenTLS struct {
+	Cert, Key string // PEM files
+}
+
+// Enabled reports whether clients are to speak TLS.
+func (t ListenTLS) Enabled() bool { return t.Cert != "" }
+
+// Ports returns the ports at which a broker's two faces listen: the real one,
+// and the diskless one right above it. ok is false for an id outside NodeIDs.
+func (l Listen) Ports(id int32) (broker, diskless int, ok bool) {
+	i, ok := l.NodeIDs.Position(id)
+	if !ok {
+		return 0, 0, false
+	}
+	return l.Brokers.First + 2*i, l.Brokers.First + 2*i + 1, true
+}
+
+// PortRange is consecutive ports of one host, both ends included.
+type PortRange struct {
+	Host        string // "" is every address
+	First, Last int
+}
+
+// Len is the number of ports.
+func (r PortRange) Len() int { return r.Last - r.First + 1 }
+
+func (r PortRange) String() string {
+	if r == (PortRange{}) {
+		return ""
+	}
+	return net.JoinHostPort(r.Host, strconv.Itoa(r.First)) + "-" + strconv.Itoa(r.Last)
+}
+
+// Store is one object store.
+type Store struct {
+	Name   string // key of Stores
+	URL    string // as written; it holds no secrets
+	Scheme string // "s3" or "file"
+	Bucket string // s3
+	Prefix string // s3: without slashes at either end; "" is the bucket's root
+	Dir    string // file: absolute
+
+	// The rest is for s3. Empty credentials mean the usual AWS sources:
+	// environment, shared files, instance or pod role.
+	Endpoint  string // "" is AWS itself; else http:// or https:// and host[:port]
+	Region    string // "" lets the environment say, else us-east-1
+	AccessKey string
+	SecretKey string
+	PathStyle bool // bucket in the path, not in the host name
+}
+
+// Limits bounds everything that clients, brokers or stores could make grow.
+type Limits struct {
+	Connections       int   // client connections at a time
+	ConnectionsPerIP  int   // of them, from one address; 0 is no bound of its own
+	FrameBytes        int64 // one request or response
+	FrameMemoryBytes  int64 // all frames that are held at a time
+	RequestsInFlight  int   // per connection; more are not read
+	FetchBytes        int64 // one Fetch response after hydration
+	BufferBytes       int64 // client batches that wait for their object
+	CacheBytes        int64 // objects kept for readers
+	PutConcurrency    int   // per store
+	GetConcurrency    int   // per store
+	PutTimeout        time.Duration
+	GetTimeout        time.Duration
+	InlineBytesPerSec int64 // what an object store's outage may add to the brokers
+	InlineBytesTotal  int64 // the same, for one whole outage
+	DialTimeout       time.Duration
+	FirstRequest      time.Duration // from a connection's start to its first whole request
+	WriteTimeout      time.Duration // a client that takes no bytes for so long is closed
+	IdleTimeout       time.Duration
+	DrainTimeout      time.Duration // at shutdown
+}
+
+// Log is how sluice logs.
+type Log struct {
+	Level  string // debug, info, warn or error
+	Format string // json or console
+}
+
+// MaxNodeID bounds real node ids: a diskless broker's id is the real one plus
+// this, and must not meet another real one.
+const MaxNodeID = 1 << 20
+
+// NodeIDs is a list of ranges that do not overlap, in the order written: an
+// id's position in it decides its ports.
+type NodeIDs []NodeIDRange
+
+// NodeIDRange is node ids from First to Last, both included.
+type NodeIDRange struct{ First, Last int32 }
+
+// Len is the number of ids.
+func (n NodeIDs) Len() int {
+	total := 0
+	for _, r := range n {
+		total += int(r.Last-r.First) + 1
+	}
+	return total
+}
+
+// Position returns how many ids stand before this one.
+func (n NodeIDs) Position(id int32) (int, bool) {
+	before := 0
+	for _, r := range n {
+		if id >= r.First && id <= r.Last {
+			return before + int(id-r.First), true
+		}
+		before += int(r.Last-r.First) + 1
+	}
+	return 0, false
+}
+
+// All calls yield with every id in order of position.
+func (n NodeIDs) All(yield func(position int, id int32) bool) {
+	position := 0
+	for _, r := range n {
+		for id := r.First; id <= r.Last; id++ {
+			if !yield(position, id) {
+				return
+			}
+			position++
+		}
+	}
+}
+
+func (n NodeIDs) String() string {
+	s := ""
+	for i, r := range n {
+		if i > 0 {
+			s += ","
+		}
+		s += fmt.Sprint(r.First)
+		if r.Last > r.First {
+			s += fmt.Sprint("-", r.Last)
+		}
+	}
+	return s
+}
