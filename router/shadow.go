@@ -2,9 +2,8 @@ package router
 
 // Shadow is a pattern that can never be the first to match.
 type Shadow struct {
-	Rule, Pattern     int  // the dead one: index of the rule, and of the pattern in it
-	ByRule, ByPattern int  // the earlier one, which matches all that it matches
-	WholeRule         bool // no other pattern of the dead one's rule is alive
+	Rule, Pattern     int // the dead one: index of the rule, and of the pattern in it
+	ByRule, ByPattern int // the earlier one, which matches all that it matches
 }
 
 // Shadowed finds patterns that an earlier rule's pattern always forestalls. It
@@ -22,14 +21,10 @@ func Shadowed(rules []Rule) []Shadow {
 	}
 	var out []Shadow
 	for i := range compiled {
-		first := len(out)
 		for j, p := range compiled[i] {
 			if byRule, byPattern, dead := forestalled(compiled[:i], p); dead {
 				out = append(out, Shadow{Rule: i, Pattern: j, ByRule: byRule, ByPattern: byPattern})
 			}
-		}
-		for k := first; k < len(out); k++ {
-			out[k].WholeRule = len(out)-first == len(compiled[i])
 		}
 	}
 	return out
