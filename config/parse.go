@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -106,10 +107,10 @@ type place struct {
 
 // tree returns the file's outermost mapping, nil after a report.
 func (p *parser) tree(data []byte) *yaml.Node {
-	if at := invalidUTF8(data); at >= 0 {
+	if at, what := unprintable(data); at >= 0 {
 		line := 1 + bytes.Count(data[:at], []byte("\n"))
 		column := 1 + utf8.RuneCount(data[bytes.LastIndexByte(data[:at], '\n')+1:at])
-		p.spots = append(p.spots, spot{line, column, 1, "the file is not UTF-8 text", "save it as UTF-8"})
+		p.spots = append(p.spots, spot{line, column, 1, what, "save the file as UTF-8 text"})
 		return nil
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
@@ -138,15 +139,19 @@ func (p *parser) tree(data []byte) *yaml.Node {
 	return root
 }
 
-func invalidUTF8(data []byte) int {
+// unprintable finds what no text file holds, -1 when there is nothing such.
+func unprintable(data []byte) (int, string) {
 	for i := 0; i < len(data); {
 		r, n := utf8.DecodeRune(data[i:])
-		if r == utf8.RuneError && n == 1 {
-			return i
+		switch {
+		case r == utf8.RuneError && n == 1:
+			return i, "this is not UTF-8"
+		case r < ' ' && !strings.ContainsRune("\t\r\n", r) || r == 0x7f:
+			return i, "this is a control character"
 		}
 		i += n
 	}
-	return -1
+	return -1, ""
 }
 
 // syntax reports that the file is no YAML. The library says which line, in
@@ -157,9 +162,17 @@ func (p *parser) syntax(err error) {
 	if m := regexp.MustCompile(`^line (\d+): (.*)`).FindStringSubmatch(what); m != nil {
 		line, _ = strconv.Atoi(m[1])
 		what = m[2]
+		// For these it names the beginning of what is broken, and counts from 0.
+		if regexp.MustCompile(`expected (key$|node content|'-'|',')`).MatchString(what) {
+			line = p.breaksAt(line + 1)
+		}
+	} else if m := regexp.MustCompile(`^unknown anchor '(.*)' referenced`).FindStringSubmatch(what); m != nil {
+		// The name is not repeated: it may be a password.
+		what = "a value that starts with * is taken for an alias: quote it"
+		line = 1 + slices.IndexFunc(p.source.lines, func(l string) bool { return strings.Contains(l, "*"+m[1]) })
 	}
 	line = min(max(line, 1), len(p.source.lines))
-	at := spot{line: line, column: 1, what: "this is not YAML: " + clip(what), remedy: "look at this line and the one before: indentation, quotes, brackets, a missing colon"}
+	at := spot{line: line, column: 1, what: "this is not YAML: " + clip(what), remedy: "look at this line and its neighbours: indentation, quotes, brackets, a missing colon"}
 	text := p.source.lines[line-1]
 	indent := len(text) - len(strings.TrimLeft(text, " \t"))
 	at.column, at.width = indent+1, max(utf8.RuneCountInString(strings.TrimSpace(text)), 1)
@@ -177,6 +190,19 @@ func (p *parser) syntax(err error) {
 	p.spots = append(p.spots, at)
 }
 
+// breaksAt returns the line after the longest beginning of the file that is
+// YAML, or its argument when that is too far from the end.
+func (p *parser) breaksAt(line int) int {
+	const tries = 1000
+	for n := len(p.source.lines) - 1; n > max(0, len(p.source.lines)-tries); n-- {
+		var ignored yaml.Node
+		if yaml.Unmarshal([]byte(strings.Join(p.source.lines[:n], "\n")), &ignored) == nil {
+			return n + 1
+		}
+	}
+	return line
+}
+
 // hideSecrets keeps the values of secret keys, and of keys that may have been
 // meant for one, out of excerpts. A value may go on over many lines.
 func (p *parser) hideSecrets(root *yaml.Node) {
@@ -184,7 +210,7 @@ func (p *parser) hideSecrets(root *yaml.Node) {
 	hidden := map[*yaml.Node]bool{}
 	var secrets []string
 	for _, k := range p.keys {
-		if k.kind == secret {
+		if k.kind == kindSecret {
 			secrets = append(secrets, k.leaf())
 		}
 	}
@@ -214,7 +240,12 @@ func (p *parser) hideSecrets(root *yaml.Node) {
 		p.source.hide(n.Line, n.Column)
 		end := len(p.source.lines) + 1
 		if i+1 < len(order) {
-			end = order[i+1].Line
+			next := order[i+1]
+			end = next.Line
+			// In a line of its own, or behind the secret's last line?
+			if before := p.source.line(next.Line); strings.Trim(string(before[:min(next.Column-1, len(before))]), " -") != "" {
+				end++
+			}
 		}
 		for line := n.Line + 1; line < end; line++ {
 			p.source.hide(line, 1)
@@ -368,8 +399,8 @@ func (p *parser) isScalar(k key, n *yaml.Node) bool {
 	case isNull(n):
 		p.report(n, k.leaf()+" has no value", "write one, or leave the key out")
 	case n.Kind != yaml.ScalarNode:
-		p.report(n, fmt.Sprintf("%s is a %s, not %s", k.leaf(), k.kind, kindName(n)), "write one value")
-	case k.kind == secret && n.Value == "":
+		p.report(n, fmt.Sprintf("%s takes %s, not %s", k.leaf(), k.kind.phrase(), kindName(n)), "write one value")
+	case k.kind == kindSecret && n.Value == "":
 		p.report(n, k.leaf()+" is empty", "write a value, or leave the key out")
 	default:
 		return true
@@ -382,16 +413,16 @@ func (p *parser) unknown(n *yaml.Node, name, schemaPath string) {
 	if schemaPath != "" {
 		what += " in " + shown(schemaPath)
 	}
-	names := p.children(schemaPath)
-	if best := closest(name, names); best != "" {
-		p.report(n, what, fmt.Sprintf("did you mean %q?", best))
-		return
-	}
 	for _, k := range p.keys {
 		if k.leaf() == name && k.refused == "" {
 			p.report(n, what, "this key belongs to "+shown(k.section()))
 			return
 		}
+	}
+	names := p.children(schemaPath)
+	if best := closest(name, names); best != "" {
+		p.report(n, what, fmt.Sprintf("did you mean %q?", best))
+		return
 	}
 	p.report(n, what, "the keys here are "+strings.Join(names, ", "))
 }
@@ -399,10 +430,7 @@ func (p *parser) unknown(n *yaml.Node, name, schemaPath string) {
 // shown is a path of the schema as people read it.
 func shown(schemaPath string) string {
 	s := strings.ReplaceAll(strings.ReplaceAll(schemaPath, ".*", ".<name>"), "[]", "")
-	if s == "" {
-		return "the top level"
-	}
-	return s
+	return cmp.Or(s, "the top level")
 }
 
 // children are the keys that may stand in a section.

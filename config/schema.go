@@ -31,19 +31,34 @@ type key struct {
 type kind string
 
 const (
-	text     kind = "text"
-	texts    kind = "text or list"
-	secret   kind = "secret"
-	size     kind = "size"
-	count    kind = "number"
-	duration kind = "duration"
-	flag     kind = "true or false"
-	choice   kind = "choice"
-	file     kind = "file"
-	address  kind = "host:port"
-	ports    kind = "host:first-last"
-	ids      kind = "ranges"
+	kindText     kind = "text"
+	kindTexts    kind = "text or list"
+	kindSecret   kind = "secret"
+	kindSize     kind = "size"
+	kindCount    kind = "number"
+	kindDuration kind = "duration"
+	kindFlag     kind = "true or false"
+	kindChoice   kind = "choice"
+	kindFile     kind = "file"
+	kindAddress  kind = "host:port"
+	kindPorts    kind = "host:first-last"
+	kindIds      kind = "ranges"
 )
+
+// phrase is the kind in a sentence: linger takes ...
+func (k kind) phrase() string {
+	switch k {
+	case kindText, kindTexts, kindSecret:
+		return "text"
+	case kindSize, kindDuration, kindFile:
+		return "a " + string(k)
+	case kindCount:
+		return "a whole number"
+	case kindChoice:
+		return "a word"
+	}
+	return string(k)
+}
 
 // target is the values that a key's field points into: the configuration, and
 // the element that is being read of a list or a map.
@@ -76,72 +91,72 @@ func mechanismsRefused() map[string]string {
 // schema is every key there is, in the order of the documentation.
 func schema() []key {
 	return []key{
-		{path: "kafka.bootstrap", kind: texts, required: true, field: func(t target) any { return &t.Kafka.Bootstrap }},
-		{path: "kafka.tls.enabled", kind: flag, def: "false", field: func(t target) any { return &t.Kafka.TLS.Enabled }},
-		{path: "kafka.tls.ca", kind: file, derived: "the system's", field: func(t target) any { return &t.Kafka.TLS.CA }},
-		{path: "kafka.tls.cert", kind: file, derived: "none", field: func(t target) any { return &t.Kafka.TLS.Cert }},
-		{path: "kafka.tls.key", kind: file, derived: "none", field: func(t target) any { return &t.Kafka.TLS.Key }},
-		{path: "kafka.tls.server_name", kind: text, derived: "the broker's host", field: func(t target) any { return &t.Kafka.TLS.ServerName }},
-		{path: "kafka.tls.insecure_skip_verify", kind: flag, def: "false", field: func(t target) any { return &t.Kafka.TLS.InsecureSkipVerify }},
-		{path: "kafka.sasl.mechanism", kind: choice, derived: "none", oneOf: []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}, refusedValues: mechanismsRefused(), field: func(t target) any { return &t.Kafka.SASL.Mechanism }},
-		{path: "kafka.sasl.username", kind: text, derived: "none", field: func(t target) any { return &t.Kafka.SASL.Username }},
-		{path: "kafka.sasl.password", kind: secret, derived: "none", field: func(t target) any { return &t.Kafka.SASL.Password }},
-		{path: "kafka.sasl.password_file", kind: file, derived: "none", field: func(t target) any { return &t.files.password }},
+		{path: "kafka.bootstrap", kind: kindTexts, required: true, field: func(t target) any { return &t.Kafka.Bootstrap }},
+		{path: "kafka.tls.enabled", kind: kindFlag, def: "false", field: func(t target) any { return &t.Kafka.TLS.Enabled }},
+		{path: "kafka.tls.ca", kind: kindFile, derived: "the system's", field: func(t target) any { return &t.Kafka.TLS.CA }},
+		{path: "kafka.tls.cert", kind: kindFile, derived: "none", field: func(t target) any { return &t.Kafka.TLS.Cert }},
+		{path: "kafka.tls.key", kind: kindFile, derived: "none", field: func(t target) any { return &t.Kafka.TLS.Key }},
+		{path: "kafka.tls.server_name", kind: kindText, derived: "the broker's host", field: func(t target) any { return &t.Kafka.TLS.ServerName }},
+		{path: "kafka.tls.insecure_skip_verify", kind: kindFlag, def: "false", field: func(t target) any { return &t.Kafka.TLS.InsecureSkipVerify }},
+		{path: "kafka.sasl.mechanism", kind: kindChoice, derived: "none", oneOf: []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}, refusedValues: mechanismsRefused(), field: func(t target) any { return &t.Kafka.SASL.Mechanism }},
+		{path: "kafka.sasl.username", kind: kindText, derived: "none", field: func(t target) any { return &t.Kafka.SASL.Username }},
+		{path: "kafka.sasl.password", kind: kindSecret, derived: "none", field: func(t target) any { return &t.Kafka.SASL.Password }},
+		{path: "kafka.sasl.password_file", kind: kindFile, derived: "none", field: func(t target) any { return &t.files.password }},
 
-		{path: "listen.bootstrap", kind: address, required: true, field: func(t target) any { return &t.Listen.Bootstrap }},
-		{path: "listen.brokers", kind: ports, required: true, field: func(t target) any { return &t.Listen.Brokers }},
-		{path: "listen.advertise", kind: text, derived: "the host of listen.bootstrap", field: func(t target) any { return &t.Listen.Advertise }},
-		{path: "listen.node_ids", kind: ids, derived: "0 to what the ports allow", from: "0", to: "1048575", field: func(t target) any { return &t.Listen.NodeIDs }},
-		{path: "listen.tls.cert", kind: file, derived: "no TLS", field: func(t target) any { return &t.Listen.TLS.Cert }},
-		{path: "listen.tls.key", kind: file, derived: "no TLS", field: func(t target) any { return &t.Listen.TLS.Key }},
+		{path: "listen.bootstrap", kind: kindAddress, required: true, field: func(t target) any { return &t.Listen.Bootstrap }},
+		{path: "listen.brokers", kind: kindPorts, required: true, field: func(t target) any { return &t.Listen.Brokers }},
+		{path: "listen.advertise", kind: kindText, derived: "the host of listen.bootstrap", field: func(t target) any { return &t.Listen.Advertise }},
+		{path: "listen.node_ids", kind: kindIds, derived: "0 to what the ports allow", from: "0", to: "1048575", field: func(t target) any { return &t.Listen.NodeIDs }},
+		{path: "listen.tls.cert", kind: kindFile, derived: "no TLS", field: func(t target) any { return &t.Listen.TLS.Cert }},
+		{path: "listen.tls.key", kind: kindFile, derived: "no TLS", field: func(t target) any { return &t.Listen.TLS.Key }},
 		{path: "listen.tls.ca", refused: mtlsRefused},
 		{path: "listen.tls.client_ca", refused: mtlsRefused},
 		{path: "listen.tls.client_auth", refused: mtlsRefused},
 
-		{path: "admin", kind: address, def: "127.0.0.1:19644", field: func(t target) any { return &t.Admin }},
+		{path: "admin", kind: kindAddress, def: "127.0.0.1:19644", field: func(t target) any { return &t.Admin }},
 
-		{path: "stores.*.url", kind: text, required: true, field: func(t target) any { return &t.store.URL }},
-		{path: "stores.*.endpoint", kind: text, derived: "AWS", field: func(t target) any { return &t.store.Endpoint }},
-		{path: "stores.*.region", kind: text, derived: "the environment's, else us-east-1", field: func(t target) any { return &t.store.Region }},
-		{path: "stores.*.access_key", kind: text, derived: "the usual AWS sources", field: func(t target) any { return &t.store.AccessKey }},
-		{path: "stores.*.secret_key", kind: secret, derived: "the usual AWS sources", field: func(t target) any { return &t.store.SecretKey }},
-		{path: "stores.*.secret_key_file", kind: file, derived: "none", field: func(t target) any { return t.files.secretKey[t.store.Name] }},
-		{path: "stores.*.path_style", kind: flag, derived: "true when there is an endpoint", field: func(t target) any { return &t.store.PathStyle }},
+		{path: "stores.*.url", kind: kindText, required: true, field: func(t target) any { return &t.store.URL }},
+		{path: "stores.*.endpoint", kind: kindText, derived: "AWS", field: func(t target) any { return &t.store.Endpoint }},
+		{path: "stores.*.region", kind: kindText, derived: "the environment's, else us-east-1", field: func(t target) any { return &t.store.Region }},
+		{path: "stores.*.access_key", kind: kindText, derived: "the usual AWS sources", field: func(t target) any { return &t.store.AccessKey }},
+		{path: "stores.*.secret_key", kind: kindSecret, derived: "the usual AWS sources", field: func(t target) any { return &t.store.SecretKey }},
+		{path: "stores.*.secret_key_file", kind: kindFile, derived: "none", field: func(t target) any { return t.files.secretKey[t.store.Name] }},
+		{path: "stores.*.path_style", kind: kindFlag, derived: "true when there is an endpoint", field: func(t target) any { return &t.store.PathStyle }},
 
-		{path: "default_class", kind: text, def: "operational", live: true, field: func(t target) any { return &t.DefaultClass }},
-		{path: "topics[].match", kind: texts, required: true, live: true, field: func(t target) any { return &t.rule.Patterns }},
-		{path: "topics[].class", kind: text, required: true, live: true, field: func(t target) any { return &t.rule.Class }},
+		{path: "default_class", kind: kindText, def: "operational", live: true, field: func(t target) any { return &t.DefaultClass }},
+		{path: "topics[].match", kind: kindTexts, required: true, live: true, field: func(t target) any { return &t.rule.Patterns }},
+		{path: "topics[].class", kind: kindText, required: true, live: true, field: func(t target) any { return &t.rule.Class }},
 
-		{path: "classes.*.tier", kind: choice, derived: "the built-in's; else required", oneOf: []string{"low-latency", "diskless"}, live: true, field: func(t target) any { return &t.class.Tier }},
-		{path: "classes.*.summary", kind: text, derived: "none", live: true, field: func(t target) any { return &t.class.Summary }},
-		{path: "classes.*.store", kind: text, def: "default", live: true, field: func(t target) any { return &t.class.Store }},
-		{path: "classes.*.linger", kind: duration, def: "250ms", from: "1ms", to: "10s", live: true, metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.class.Linger }},
-		{path: "classes.*.object_size", kind: size, def: "8MiB", from: "64KiB", to: "64MiB", live: true, metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.class.ObjectSize }},
-		{path: "classes.*.readahead", kind: count, def: "2", from: "0", to: "64", live: true, field: func(t target) any { return &t.class.Readahead }},
-		{path: "classes.*.audit", kind: flag, def: "false", live: true, field: func(t target) any { return &t.class.Audit }},
+		{path: "classes.*.tier", kind: kindChoice, derived: "the built-in's; else required", oneOf: []string{"low-latency", "diskless"}, live: true, field: func(t target) any { return &t.class.Tier }},
+		{path: "classes.*.summary", kind: kindText, derived: "none", live: true, field: func(t target) any { return &t.class.Summary }},
+		{path: "classes.*.store", kind: kindText, def: "default", live: true, field: func(t target) any { return &t.class.Store }},
+		{path: "classes.*.linger", kind: kindDuration, def: "250ms", from: "1ms", to: "10s", live: true, metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.class.Linger }},
+		{path: "classes.*.object_size", kind: kindSize, def: "8MiB", from: "64KiB", to: "64MiB", live: true, metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.class.ObjectSize }},
+		{path: "classes.*.readahead", kind: kindCount, def: "2", from: "0", to: "64", live: true, field: func(t target) any { return &t.class.Readahead }},
+		{path: "classes.*.audit", kind: kindFlag, def: "false", live: true, field: func(t target) any { return &t.class.Audit }},
 
-		{path: "limits.connections", kind: count, def: "10000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
-		{path: "limits.connections_per_ip", kind: count, def: "0", from: "0", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},
-		{path: "limits.frame_bytes", kind: size, def: "100MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_frames_refused_total", field: func(t target) any { return &t.Limits.FrameBytes }},
-		{path: "limits.frame_memory_bytes", kind: size, def: "512MiB", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_memory_bytes", field: func(t target) any { return &t.Limits.FrameMemoryBytes }},
-		{path: "limits.requests_in_flight", kind: count, def: "256", from: "1", to: "10000", metric: "sluice_proxy_requests_in_flight", field: func(t target) any { return &t.Limits.RequestsInFlight }},
-		{path: "limits.fetch_bytes", kind: size, def: "50MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_fetch_hydrated_bytes_total", field: func(t target) any { return &t.Limits.FetchBytes }},
-		{path: "limits.buffer_bytes", kind: size, def: "256MiB", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffer_bytes", field: func(t target) any { return &t.Limits.BufferBytes }},
-		{path: "limits.cache_bytes", kind: size, def: "256MiB", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
-		{path: "limits.put_concurrency", kind: count, def: "16", from: "1", to: "1000", metric: "sluice_objstore_in_flight", field: func(t target) any { return &t.Limits.PutConcurrency }},
-		{path: "limits.get_concurrency", kind: count, def: "32", from: "1", to: "1000", metric: "sluice_objstore_in_flight", field: func(t target) any { return &t.Limits.GetConcurrency }},
-		{path: "limits.put_timeout", kind: duration, def: "5s", from: "100ms", to: "60s", metric: "sluice_diskless_inline_total", field: func(t target) any { return &t.Limits.PutTimeout }},
-		{path: "limits.get_timeout", kind: duration, def: "10s", from: "100ms", to: "60s", metric: "sluice_diskless_hydration_errors_total", field: func(t target) any { return &t.Limits.GetTimeout }},
-		{path: "limits.inline_bytes_per_second", kind: size, def: "16MiB", from: "0B", to: "1TiB", metric: "sluice_diskless_inline_bytes_total", field: func(t target) any { return &t.Limits.InlineBytesPerSec }},
-		{path: "limits.inline_bytes_total", kind: size, def: "8GiB", from: "0B", to: "1PiB", metric: "sluice_diskless_inline_bytes_total", field: func(t target) any { return &t.Limits.InlineBytesTotal }},
-		{path: "limits.dial_timeout", kind: duration, def: "10s", from: "100ms", to: "5m", metric: "sluice_lowlatency_dial_errors_total", field: func(t target) any { return &t.Limits.DialTimeout }},
-		{path: "limits.first_request_timeout", kind: duration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.FirstRequest }},
-		{path: "limits.write_timeout", kind: duration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.WriteTimeout }},
-		{path: "limits.idle_timeout", kind: duration, def: "11m", from: "1s", to: "24h", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.IdleTimeout }},
-		{path: "limits.drain_timeout", kind: duration, def: "20s", from: "0s", to: "10m", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.DrainTimeout }},
+		{path: "limits.connections", kind: kindCount, def: "10000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
+		{path: "limits.connections_per_ip", kind: kindCount, def: "0", from: "0", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},
+		{path: "limits.frame_bytes", kind: kindSize, def: "100MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_frames_refused_total", field: func(t target) any { return &t.Limits.FrameBytes }},
+		{path: "limits.frame_memory_bytes", kind: kindSize, def: "512MiB", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_memory_bytes", field: func(t target) any { return &t.Limits.FrameMemoryBytes }},
+		{path: "limits.requests_in_flight", kind: kindCount, def: "256", from: "1", to: "10000", metric: "sluice_proxy_requests_in_flight", field: func(t target) any { return &t.Limits.RequestsInFlight }},
+		{path: "limits.fetch_bytes", kind: kindSize, def: "50MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_fetch_hydrated_bytes_total", field: func(t target) any { return &t.Limits.FetchBytes }},
+		{path: "limits.buffer_bytes", kind: kindSize, def: "256MiB", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffer_bytes", field: func(t target) any { return &t.Limits.BufferBytes }},
+		{path: "limits.cache_bytes", kind: kindSize, def: "256MiB", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
+		{path: "limits.put_concurrency", kind: kindCount, def: "16", from: "1", to: "1000", metric: "sluice_objstore_in_flight", field: func(t target) any { return &t.Limits.PutConcurrency }},
+		{path: "limits.get_concurrency", kind: kindCount, def: "32", from: "1", to: "1000", metric: "sluice_objstore_in_flight", field: func(t target) any { return &t.Limits.GetConcurrency }},
+		{path: "limits.put_timeout", kind: kindDuration, def: "5s", from: "100ms", to: "60s", metric: "sluice_diskless_inline_total", field: func(t target) any { return &t.Limits.PutTimeout }},
+		{path: "limits.get_timeout", kind: kindDuration, def: "10s", from: "100ms", to: "60s", metric: "sluice_diskless_hydration_errors_total", field: func(t target) any { return &t.Limits.GetTimeout }},
+		{path: "limits.inline_bytes_per_second", kind: kindSize, def: "16MiB", from: "0B", to: "1TiB", metric: "sluice_diskless_inline_bytes_total", field: func(t target) any { return &t.Limits.InlineBytesPerSec }},
+		{path: "limits.inline_bytes_total", kind: kindSize, def: "8GiB", from: "0B", to: "1PiB", metric: "sluice_diskless_inline_bytes_total", field: func(t target) any { return &t.Limits.InlineBytesTotal }},
+		{path: "limits.dial_timeout", kind: kindDuration, def: "10s", from: "100ms", to: "5m", metric: "sluice_lowlatency_dial_errors_total", field: func(t target) any { return &t.Limits.DialTimeout }},
+		{path: "limits.first_request_timeout", kind: kindDuration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.FirstRequest }},
+		{path: "limits.write_timeout", kind: kindDuration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.WriteTimeout }},
+		{path: "limits.idle_timeout", kind: kindDuration, def: "11m", from: "1s", to: "24h", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.IdleTimeout }},
+		{path: "limits.drain_timeout", kind: kindDuration, def: "20s", from: "0s", to: "10m", metric: "sluice_proxy_connections_closed_total", field: func(t target) any { return &t.Limits.DrainTimeout }},
 
-		{path: "log.level", kind: choice, def: "info", oneOf: []string{"debug", "info", "warn", "error"}, live: true, field: func(t target) any { return &t.Log.Level }},
-		{path: "log.format", kind: choice, def: "json", oneOf: []string{"json", "console"}, field: func(t target) any { return &t.Log.Format }},
+		{path: "log.level", kind: kindChoice, def: "info", oneOf: []string{"debug", "info", "warn", "error"}, live: true, field: func(t target) any { return &t.Log.Level }},
+		{path: "log.format", kind: kindChoice, def: "json", oneOf: []string{"json", "console"}, field: func(t target) any { return &t.Log.Format }},
 	}
 }
 

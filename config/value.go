@@ -88,7 +88,7 @@ func (k key) assignText(into *string, value string) *fault {
 	if value == "" {
 		return &fault{what: k.leaf() + " is empty", remedy: "write a value, or leave the key out"}
 	}
-	if k.kind == address {
+	if k.kind == kindAddress {
 		if f := checkAddress(value); f != nil {
 			return f
 		}
@@ -110,7 +110,7 @@ func (k key) assignText(into *string, value string) *fault {
 }
 
 func (k key) isNot(value string) string {
-	return fmt.Sprintf("%s is a %s, not %q", k.leaf(), k.kind, clip(value))
+	return fmt.Sprintf("%s takes %s, not %q", k.leaf(), k.kind.phrase(), clip(value))
 }
 
 // clip keeps a message readable whatever the file holds.
@@ -140,10 +140,10 @@ func (k key) outside(value string) *fault {
 func (k key) within(n int64) bool {
 	bound := func(s string) int64 {
 		switch k.kind {
-		case size:
+		case kindSize:
 			n, _ := parseSize(s)
 			return n
-		case duration:
+		case kindDuration:
 			d, _ := time.ParseDuration(s)
 			return int64(d)
 		}
