@@ -301,20 +301,17 @@ func (p *Pattern) compileRegex() *PatternError {
 		}
 		return &PatternError{Offset: offset, What: "the regular expression does not parse: " + what, Remedy: "the syntax is RE2's, https://github.com/google/re2/wiki/Syntax"}
 	}
-	if shape, ok := asShape(parsed); ok {
-		p.shape, p.re = normal(shape), nil
-		return nil
+	shape, exact := asShape(parsed)
+	p.shape = normal(shape)
+	if exact {
+		p.re = nil
 	}
-	prefix, _ := p.re.LiteralPrefix()
-	for i := range len(prefix) {
-		p.shape = append(p.shape, nameToken(rune(prefix[i])))
-	}
-	p.shape = normal(append(p.shape, token{star: true}))
 	return nil
 }
 
-// asShape writes a regular expression as a shape, if a shape says the same.
-func asShape(re *syntax.Regexp) ([]token, bool) {
+// asShape writes a regular expression as a shape; what a shape cannot say
+// becomes a star, and the shape is not exact.
+func asShape(re *syntax.Regexp) (shape []token, exact bool) {
 	parts := []*syntax.Regexp{re}
 	if re.Op == syntax.OpConcat {
 		parts = re.Sub
@@ -326,32 +323,23 @@ func asShape(re *syntax.Regexp) ([]token, bool) {
 	if len(parts) > 0 && parts[len(parts)-1].Op == syntax.OpEndText {
 		parts = parts[:len(parts)-1]
 	}
-	var shape []token
+	exact = true
 	for _, part := range parts {
-		switch part.Op {
-		case syntax.OpLiteral:
-			if part.Flags&syntax.FoldCase != 0 {
-				return nil, false
-			}
+		switch set := classSet(part); {
+		case part.Op == syntax.OpLiteral && part.Flags&syntax.FoldCase == 0:
 			for _, r := range part.Rune {
 				shape = append(shape, nameToken(r))
 			}
-		case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
-			shape = append(shape, token{set: classSet(part)})
-		case syntax.OpStar, syntax.OpPlus:
-			set := classSet(part.Sub[0])
-			if set != nameChars() {
-				return nil, false
-			}
-			if part.Op == syntax.OpPlus {
-				shape = append(shape, token{set: set})
-			}
-			shape = append(shape, token{star: true})
+		case part.Op == syntax.OpCharClass, part.Op == syntax.OpAnyChar, part.Op == syntax.OpAnyCharNotNL:
+			shape = append(shape, token{set: set})
+		case part.Op == syntax.OpPlus && classSet(part.Sub[0]) == nameChars():
+			shape = append(shape, token{set: nameChars()}, token{star: true})
 		default:
-			return nil, false
+			shape = append(shape, token{star: true})
+			exact = exact && part.Op == syntax.OpStar && classSet(part.Sub[0]) == nameChars()
 		}
 	}
-	return shape, true
+	return shape, exact
 }
 
 // nameToken is the token for one character; it matches nothing when topic names

@@ -6,11 +6,11 @@ type Shadow struct {
 	ByRule, ByPattern int // the earlier one, which matches all that it matches
 }
 
-// Shadowed finds patterns that an earlier rule's pattern always forestalls. It
-// is exact for globs, and for regular expressions that a glob could replace;
-// of the others it finds those that are equal as text, or that a glob covers by
-// their literal beginning. It does not look for several earlier patterns that
-// only together cover a later one. Patterns that do not compile are left out.
+// Shadowed finds patterns that an earlier rule's pattern always forestalls. What
+// it finds is certain. It compares character by character, regular expressions
+// as the globs that they resemble, and does not look for several earlier
+// patterns that only together cover a later one. Patterns that do not compile
+// are left out.
 func Shadowed(rules []Rule) []Shadow {
 	compiled := make([][]Pattern, len(rules))
 	for i, rule := range rules {
