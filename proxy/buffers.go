@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"context"
+	"math/bits"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
+)
+
+// Frames are pooled by powers of two from minFrame up; larger ones than
+// maxPooled are left to the collector, so that one huge frame is not kept for
+// ever.
+const (
+	minFrameBits  = 9  // 512 B
+	maxPooledBits = 22 // 4 MiB
+)
+
+// frame is one whole Kafka frame, its size prefix included, in a pooled buffer
+// that is accounted against a budget until release.
+type frame struct {
+	b      []byte
+	budget *budget
+	pool   *sync.Pool // nil for a buffer that is not pooled
+	whole  *[]byte
+}
+
+// release gives the bytes back; the frame must not be used afterwards. It is
+// safe on nil and called once.
+func (f *frame) release() {
+	if f == nil || f.b == nil {
+		return
+	}
+	n := len(f.b)
+	f.b = nil
+	if f.pool != nil {
+		f.pool.Put(f.whole)
+	}
+	f.budget.release(n)
+}
+
+// forget gives the budget back but leaves the bytes to the collector: somebody
+// may still be reading them.
+func (f *frame) forget() {
+	if f != nil {
+		f.pool = nil
+		f.release()
+	}
+}
+
+// budget bounds the bytes that frames of one direction hold in memory. Waiting
+// for it is the back-pressure: a connection that waits does not read.
+type budget struct {
+	max  int64
+	sem  *semaphore.Weighted
+	used prometheus.Gauge
+	held prometheus.Counter // times somebody had to wait
+	pool [maxPooledBits + 1]sync.Pool
+}
+
+func newBudget(max int64, used prometheus.Gauge, held prometheus.Counter) *budget {
+	return &budget{max: max, sem: semaphore.NewWeighted(max), used: used, held: held}
+}
+
+// frame waits for n bytes of budget and returns a frame of that length with
+// undefined content. n is at most the budget.
+func (b *budget) frame(ctx context.Context, n int) (*frame, error) {
+	if !b.sem.TryAcquire(int64(n)) {
+		b.held.Inc()
+		if err := b.sem.Acquire(ctx, int64(n)); err != nil {
+			return nil, err
+		}
+	}
+	b.used.Add(float64(n))
+	class := max(minFrameBits, bits.Len(uint(n-1)))
+	if class > maxPooledBits {
+		return &frame{b: make([]byte, n), budget: b}, nil
+	}
+	pool := &b.pool[class]
+	whole, _ := pool.Get().(*[]byte)
+	if whole == nil {
+		buf := make([]byte, 1<<class)
+		whole = &buf
+	}
+	return &frame{b: (*whole)[:n], budget: b, pool: pool, whole: whole}, nil
+}
+
+func (b *budget) release(n int) {
+	b.used.Sub(float64(n))
+	b.sem.Release(int64(n))
+}

@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics are the proxy's own. Those of a key are looked up once.
+type metrics struct {
+	connections    *prometheus.GaugeVec
+	refused        *prometheus.CounterVec
+	requests       [128]prometheus.Counter
+	seconds        [128]prometheus.Observer
+	requestBytes   prometheus.Counter
+	clientBytes    prometheus.Counter
+	forwarded      prometheus.Counter
+	frameBytes     *prometheus.GaugeVec
+	frameWaits     *prometheus.CounterVec
+	protocolErrors prometheus.Counter
+	timeouts       prometheus.Counter
+	acceptErrors   prometheus.Counter
+	dialErrors     prometheus.Counter
+	dropped        prometheus.Counter
+	suppressed     prometheus.Counter
+	reserved       prometheus.Counter
+	unmapped       prometheus.Counter
+	storageErrors  prometheus.Counter
+	hydratedBytes  prometheus.Counter
+	compactedAfter prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		reg.MustRegister(c)
+		return c
+	}
+	m := &metrics{
+		connections:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_proxy_connections", Help: "Open client connections, by listener."}, []string{"listener"}),
+		refused:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_connections_refused_total", Help: "Connections refused, by the limit that was reached."}, []string{"limit"}),
+		frameBytes:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_proxy_frame_bytes", Help: "Bytes of frames held in memory, by direction."}, []string{"direction"}),
+		frameWaits:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_frame_waits_total", Help: "Times a connection waited for frame memory, by direction."}, []string{"direction"}),
+		requestBytes:   counter("sluice_proxy_received_bytes_total", "Bytes of requests received from clients."),
+		clientBytes:    counter("sluice_proxy_sent_bytes_total", "Bytes of answers sent to clients."),
+		forwarded:      counter("sluice_proxy_forwarded_total", "Requests forwarded to brokers."),
+		protocolErrors: counter("sluice_proxy_protocol_errors_total", "Connections closed because the client broke the protocol or a frame limit."),
+		timeouts:       counter("sluice_proxy_timeouts_total", "Connections closed because the client took too long."),
+		acceptErrors:   counter("sluice_proxy_accept_errors_total", "Connections that the operating system could not hand over."),
+		dialErrors:     counter("sluice_proxy_dial_errors_total", "Connections to brokers that did not come about."),
+		dropped:        counter("sluice_proxy_requests_dropped_total", "Requests not forwarded because their client had gone."),
+		suppressed:     counter("sluice_proxy_log_suppressed_total", "Warnings not logged because there were too many."),
+		reserved:       counter("sluice_proxy_reserved_header_refused_total", "Produce requests refused because a record carried the header reserved for placeholders."),
+		unmapped:       counter("sluice_proxy_unmapped_brokers_total", "Brokers left out of an answer because their id is outside listen.node_ids."),
+		storageErrors:  counter("sluice_proxy_fetch_storage_errors_total", "Partitions of Fetch answers whose placeholders could not be resolved."),
+		hydratedBytes:  counter("sluice_proxy_fetch_hydrated_bytes_total", "Bytes of partitions that were hydrated in Fetch answers."),
+		compactedAfter: counter("sluice_proxy_compaction_refused_total", "Requests refused because they would have made a diskless topic compacted."),
+	}
+	byKey := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_requests_total", Help: "Requests received, by API."}, []string{"api"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "sluice_proxy_request_seconds", Help: "Seconds from a request's arrival to its answer, by API.",
+		Buckets: prometheus.ExponentialBuckets(0.0005, 2.5, 12),
+	}, []string{"api"})
+	for _, a := range apis() {
+		if a.Treatment != Hide {
+			m.requests[a.Key] = byKey.WithLabelValues(a.Name)
+			m.seconds[a.Key] = seconds.WithLabelValues(a.Name)
+		}
+	}
+	reg.MustRegister(m.connections, m.refused, m.frameBytes, m.frameWaits, byKey, seconds)
+	return m
+}
+
+func (m *metrics) open(c *conn) prometheus.Gauge {
+	switch {
+	case c.node == AnyBroker:
+		return m.connections.WithLabelValues("bootstrap")
+	case c.diskless:
+		return m.connections.WithLabelValues("diskless")
+	default:
+		return m.connections.WithLabelValues("low-latency")
+	}
+}
+
+func (m *metrics) request(r *request) {
+	m.requests[r.api.Key].Inc()
+	m.requestBytes.Add(float64(len(r.in.b)))
+}
+
+func (m *metrics) answered(r *request) {
+	m.seconds[r.api.Key].Observe(time.Since(r.received).Seconds())
+}

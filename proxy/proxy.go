@@ -1,0 +1,316 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/time/rate"
+
+	"github.com/sluice-kafka/sluice/router"
+)
+
+// Limits bound what clients can make the proxy hold. Every zero value is
+// replaced by DefaultLimits'.
+type Limits struct {
+	Connections         int           // client connections, all listeners together
+	ConnectionsPerIP    int           // the same from one address
+	MaxFrameBytes       int           // size of one frame, either direction
+	RequestBytes        int64         // request frames in memory, all connections together
+	ResponseBytes       int64         // answer frames in memory, all connections together
+	RequestsInFlight    int           // requests of one connection that are not yet answered
+	FetchBytes          int           // hydrated bytes in one Fetch answer
+	HydrateConcurrency  int           // partitions of one Fetch answer that are hydrated at a time
+	FirstRequestTimeout time.Duration // from connecting to the first byte of a request
+	IdleTimeout         time.Duration // between requests
+	FrameTimeout        time.Duration // from a frame's first byte to its last
+	WriteTimeout        time.Duration // for a client to take any byte of an answer
+	DialTimeout         time.Duration // to connect to a broker
+	FactsTimeout        time.Duration // to learn a topic's configuration
+	HydrateTimeout      time.Duration // to read the objects of one Fetch answer
+	DrainTimeout        time.Duration // for acks=0 records of a client that has gone
+}
+
+// DefaultLimits are the limits of a proxy that was told none.
+func DefaultLimits() Limits {
+	return Limits{
+		Connections:         20_000,
+		ConnectionsPerIP:    5_000,
+		MaxFrameBytes:       100 << 20, // the broker's socket.request.max.bytes
+		RequestBytes:        512 << 20,
+		ResponseBytes:       1 << 30,
+		RequestsInFlight:    256,
+		FetchBytes:          64 << 20,
+		HydrateConcurrency:  16,
+		FirstRequestTimeout: time.Minute,
+		IdleTimeout:         11 * time.Minute, // the broker's connections.max.idle.ms, and a little
+		FrameTimeout:        time.Minute,
+		WriteTimeout:        11 * time.Minute, // a consumer that pauses legitimately leaves its answer unread
+		DialTimeout:         10 * time.Second,
+		FactsTimeout:        2 * time.Second,
+		HydrateTimeout:      20 * time.Second, // below the clients' request.timeout.ms of 30 s
+		DrainTimeout:        30 * time.Second,
+	}
+}
+
+func (l Limits) withDefaults() Limits {
+	d := DefaultLimits()
+	def(&l.Connections, d.Connections)
+	def(&l.ConnectionsPerIP, d.ConnectionsPerIP)
+	def(&l.MaxFrameBytes, d.MaxFrameBytes)
+	def(&l.RequestBytes, d.RequestBytes)
+	def(&l.ResponseBytes, d.ResponseBytes)
+	def(&l.RequestsInFlight, d.RequestsInFlight)
+	def(&l.FetchBytes, d.FetchBytes)
+	def(&l.HydrateConcurrency, d.HydrateConcurrency)
+	def(&l.FirstRequestTimeout, d.FirstRequestTimeout)
+	def(&l.IdleTimeout, d.IdleTimeout)
+	def(&l.FrameTimeout, d.FrameTimeout)
+	def(&l.WriteTimeout, d.WriteTimeout)
+	def(&l.DialTimeout, d.DialTimeout)
+	def(&l.FactsTimeout, d.FactsTimeout)
+	def(&l.HydrateTimeout, d.HydrateTimeout)
+	def(&l.DrainTimeout, d.DrainTimeout)
+	// A budget below one frame would never let that frame in.
+	l.RequestBytes = max(l.RequestBytes, int64(l.MaxFrameBytes)+4)
+	l.ResponseBytes = max(l.ResponseBytes, int64(l.MaxFrameBytes)+4)
+	return l
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Options are everything a Proxy is made of.
+type Options struct {
+	Bootstrap string // address of the bootstrap listener
+	Layout    Layout
+	TLS       *tls.Config // nil: clients speak plaintext
+	Brokers   Brokers
+	Payloads  Payloads
+	Router    func() *router.Router // the rules in force now
+	Limits    Limits
+	Listen    func(network, address string) (net.Listener, error) // nil: net.Listen
+	Logger    zerolog.Logger
+	Metrics   prometheus.Registerer
+}
+
+// Proxy accepts clients and relays them.
+type Proxy struct {
+	opt       Options
+	limits    Limits
+	log       zerolog.Logger
+	metrics   *metrics
+	apis      *byKey
+	requests  *budget
+	responses *budget
+	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
+	warnings  *rate.Limiter
+
+	ctx      context.Context // ends every connection
+	cancel   context.CancelCauseFunc
+	stopping atomic.Bool
+	wg       sync.WaitGroup // listeners and connections
+
+	mu        sync.Mutex
+	listeners []net.Listener
+	conns     map[*conn]struct{}
+	perIP     map[string]int
+}
+
+// maxTopicIDs bounds the topic ids whose names are remembered; one that fell
+// out is asked for again.
+const maxTopicIDs = 1 << 17
+
+// New checks the options and binds every listener: a port that is taken is an
+// error now, not when a broker is added.
+func New(opt Options) (*Proxy, error) {
+	if err := opt.Layout.validate(); err != nil {
+		return nil, err
+	}
+	if opt.Listen == nil {
+		opt.Listen = net.Listen
+	}
+	topics, err := lru.New[[16]byte, string](maxTopicIDs)
+	if err != nil {
+		return nil, err
+	}
+	p := &Proxy{
+		opt:      opt,
+		limits:   opt.Limits.withDefaults(),
+		log:      opt.Logger,
+		metrics:  newMetrics(opt.Metrics),
+		apis:     newByKey(),
+		topics:   topics,
+		warnings: rate.NewLimiter(5, 50),
+		conns:    make(map[*conn]struct{}),
+		perIP:    make(map[string]int),
+	}
+	p.requests = newBudget(p.limits.RequestBytes, p.metrics.frameBytes.WithLabelValues("request"), p.metrics.frameWaits.WithLabelValues("request"))
+	p.responses = newBudget(p.limits.ResponseBytes, p.metrics.frameBytes.WithLabelValues("response"), p.metrics.frameWaits.WithLabelValues("response"))
+	p.ctx, p.cancel = context.WithCancelCause(context.Background())
+	if err := p.listen(AnyBroker, opt.Bootstrap); err != nil {
+		p.closeListeners()
+		return nil, err
+	}
+	if err := opt.Layout.each(p.listen); err != nil {
+		p.closeListeners()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Proxy) listen(id int32, addr string) error {
+	l, err := p.opt.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listening on %s: %w", addr, err)
+	}
+	p.mu.Lock()
+	p.listeners = append(p.listeners, l)
+	p.mu.Unlock()
+	p.wg.Add(1)
+	go p.acceptLoop(l, id)
+	return nil
+}
+
+// maxAcceptPause bounds the pause after an Accept that did not work: out of
+// file descriptors is no reason to stop listening.
+const maxAcceptPause = time.Second
+
+func (p *Proxy) acceptLoop(l net.Listener, id int32) {
+	defer p.wg.Done()
+	pause := 5 * time.Millisecond
+	for {
+		client, err := l.Accept()
+		if err != nil {
+			if p.stopping.Load() || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			p.metrics.acceptErrors.Inc()
+			p.warn(p.log).Err(err).Stringer("listener", l.Addr()).Msg("cannot accept; trying again")
+			select {
+			case <-time.After(pause):
+			case <-p.ctx.Done():
+				return
+			}
+			pause = min(2*pause, maxAcceptPause)
+			continue
+		}
+		pause = 5 * time.Millisecond
+		p.admit(client, id)
+	}
+}
+
+// admit starts a connection, or refuses it when a limit is reached.
+func (p *Proxy) admit(client net.Conn, id int32) {
+	ip := client.RemoteAddr().String()
+	if host, _, err := net.SplitHostPort(ip); err == nil {
+		ip = host
+	}
+	if p.opt.TLS != nil {
+		client = tls.Server(client, p.opt.TLS)
+	}
+	real := realID(id)
+	c := p.newConn(client, real, id != real)
+
+	p.mu.Lock()
+	refused := ""
+	switch {
+	case p.stopping.Load():
+		refused = "shutdown"
+	case len(p.conns) >= p.limits.Connections:
+		refused = "limits.connections"
+	case p.perIP[ip] >= p.limits.ConnectionsPerIP:
+		refused = "limits.connections_per_ip"
+	default:
+		p.conns[c] = struct{}{}
+		p.perIP[ip]++
+		p.wg.Add(1)
+	}
+	p.mu.Unlock()
+	if refused != "" {
+		p.metrics.refused.WithLabelValues(refused).Inc()
+		p.warn(p.log).Str("client", ip).Str("limit", refused).Msg("connection refused")
+		c.fail(errShutdown)
+		_ = client.Close()
+		return
+	}
+	open := p.metrics.open(c)
+	open.Inc()
+	go func() {
+		defer p.wg.Done()
+		defer open.Dec()
+		defer func() {
+			p.mu.Lock()
+			delete(p.conns, c)
+			if p.perIP[ip]--; p.perIP[ip] == 0 {
+				delete(p.perIP, ip)
+			}
+			p.mu.Unlock()
+		}()
+		c.serve()
+	}()
+}
+
+// warn is a warning event, or nil when there were too many lately: hostile
+// clients must not fill the log.
+func (p *Proxy) warn(l zerolog.Logger) *zerolog.Event {
+	if !p.warnings.Allow() {
+		p.metrics.suppressed.Inc()
+		return nil
+	}
+	return l.Warn()
+}
+
+// Addr is where the bootstrap listener listens.
+func (p *Proxy) Addr() net.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.listeners[0].Addr()
+}
+
+func (p *Proxy) closeListeners() {
+	p.stopping.Store(true)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.listeners {
+		_ = l.Close()
+	}
+}
+
+// Shutdown stops accepting, lets connections answer what they have read, and
+// ends them; those that have not finished when ctx ends are cut.
+func (p *Proxy) Shutdown(ctx context.Context) error {
+	p.closeListeners()
+	ended := make(chan struct{})
+	go func() {
+		p.wg.Wait()
+		close(ended)
+	}()
+	// Readers notice at their next frame, or now when they wait for one.
+	p.mu.Lock()
+	for c := range p.conns {
+		_ = c.client.SetReadDeadline(time.Unix(1, 0))
+	}
+	p.mu.Unlock()
+	select {
+	case <-ended:
+		p.cancel(errShutdown)
+		return nil
+	case <-ctx.Done():
+		p.cancel(errShutdown)
+		<-ended
+		return fmt.Errorf("connections were cut: %w", context.Cause(ctx))
+	}
+}
