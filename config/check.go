@@ -406,13 +406,13 @@ func (p *parser) usedClasses() {
 			missing[name] = true
 			p.problem(path, fmt.Sprintf("the class %s is diskless and needs the store %q, which does not exist", name, c.Store), p.storeRemedy(c.Store))
 		}
-		if c.ObjectSize > p.cfg.Limits.BufferBytes && !missing[name] {
+		if c.ObjectSize > p.cfg.Limits.WriteBufferBytes && !missing[name] {
 			missing[name] = true
-			at := "limits.buffer_bytes"
+			at := "limits.write_buffer_bytes"
 			if !p.has(at) {
 				at = "classes." + name + ".object_size"
 			}
-			p.problem(at, fmt.Sprintf("limits.buffer_bytes is less than one object of the class %s", name), "raise limits.buffer_bytes to some times its object_size, or lower that")
+			p.problem(at, fmt.Sprintf("limits.write_buffer_bytes is less than one object of the class %s", name), "raise limits.write_buffer_bytes to some times its object_size, or lower that")
 		}
 	}
 	use("default_class", p.cfg.DefaultClass)
@@ -434,12 +434,18 @@ func (p *parser) classNames(but string) []string {
 
 func (p *parser) limits() {
 	l := p.cfg.Limits
-	if l.FrameMemoryBytes < l.FrameBytes {
-		at := "limits.frame_memory_bytes"
+	for _, memory := range []struct {
+		path  string
+		bytes int64
+	}{{"limits.request_memory_bytes", l.RequestMemoryBytes}, {"limits.response_memory_bytes", l.ResponseMemoryBytes}} {
+		if memory.bytes >= l.FrameBytes {
+			continue
+		}
+		at := memory.path
 		if !p.has(at) {
 			at = "limits.frame_bytes"
 		}
-		p.problem(at, "limits.frame_memory_bytes is less than one frame of limits.frame_bytes", "a frame of that size could never be read: raise the first or lower the second")
+		p.problem(at, memory.path+" is less than one frame of limits.frame_bytes", "such a frame could never be read: raise the first or lower the second")
 	}
 }
 

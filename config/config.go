@@ -121,26 +121,31 @@ type Store struct {
 }
 
 // Limits bounds everything that clients, brokers or stores could make grow.
+// None of them is zero.
 type Limits struct {
-	Connections       int   // client connections at a time
-	ConnectionsPerIP  int   // of them, from one address; 0 is no bound of its own
-	FrameBytes        int64 // one request or response
-	FrameMemoryBytes  int64 // all frames that are held at a time
-	RequestsInFlight  int   // per connection; more are not read
-	FetchBytes        int64 // one Fetch response after hydration
-	BufferBytes       int64 // client batches that wait for their object
-	CacheBytes        int64 // objects kept for readers
-	PutConcurrency    int   // per store
-	GetConcurrency    int   // per store
-	PutTimeout        time.Duration
-	GetTimeout        time.Duration
-	InlineBytesPerSec int64 // what an object store's outage may add to the brokers
-	InlineBytesTotal  int64 // the same, for one whole outage
-	DialTimeout       time.Duration
-	FirstRequest      time.Duration // from a connection's start to its first whole request
-	WriteTimeout      time.Duration // a client that takes no bytes for so long is closed
-	IdleTimeout       time.Duration
-	DrainTimeout      time.Duration // at shutdown
+	Connections         int           // client connections, all listeners together
+	ConnectionsPerIP    int           // the same from one address
+	FrameBytes          int64         // one request or answer
+	RequestMemoryBytes  int64         // requests in memory, all connections together
+	ResponseMemoryBytes int64         // answers in memory, all connections together
+	RequestsInFlight    int           // per connection; more are not read
+	FirstRequestTimeout time.Duration // from connecting to the first byte of a request
+	FrameTimeout        time.Duration // from a frame's first byte to its last
+	IdleTimeout         time.Duration // between requests
+	WriteTimeout        time.Duration // for a client to take any byte of an answer
+	DialTimeout         time.Duration // to connect to a broker
+	DrainTimeout        time.Duration // for what a client, or this process, leaves behind
+
+	FetchBytes     int64         // one Fetch answer after hydration
+	HydrateTimeout time.Duration // to read the objects of one Fetch answer
+	CacheBytes     int64         // objects in memory, for readers
+	GetConcurrency int           // GETs at a time, per store
+
+	WriteBufferBytes     int64         // batches that wait for their object
+	PutConcurrency       int           // PUTs at a time, per store
+	PutTimeout           time.Duration // to make an object durable, before its batches go inline
+	InlineBytesPerSecond int64         // what an object store's outage may add to the brokers
+	InlineBytesTotal     int64         // the same, for one whole outage
 }
 
 // Log is how sluice logs.

@@ -293,10 +293,10 @@ func TestReload(t *testing.T) {
 
 	for _, c := range []struct{ why, next, says string }{
 		{"a class cannot use a store that the process does not have", minimal + "stores: { new: { url: \"file:///data\" } }\nclasses: { telemetry: { store: new } }\ndefault_class: telemetry\n", `"new"`},
-		{"nor buffer more than the process was started with", minimal + stores + "limits: { buffer_bytes: 1GiB }\nclasses: { telemetry: { object_size: 64MiB } }\ndefault_class: telemetry\n", "buffer_bytes"},
+		{"nor buffer more than the process was started with", minimal + stores + "limits: { write_buffer_bytes: 1GiB }\nclasses: { telemetry: { object_size: 64MiB } }\ndefault_class: telemetry\n", "write_buffer_bytes"},
 	} {
 		small := *running
-		small.Limits.BufferBytes = 32 << 20
+		small.Limits.WriteBufferBytes = 32 << 20
 		if merged, _, _, err := Reload(&small, parse(t, c.next)); err == nil || merged != nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v", c.why, err)
 		}

@@ -191,12 +191,14 @@ func (p *parser) syntax(err error) {
 }
 
 // breaksAt returns the line after the longest beginning of the file that is
-// YAML, or its argument when that is too far from the end.
+// YAML, or its argument when that would be far from the end.
 func (p *parser) breaksAt(line int) int {
-	const tries = 1000
-	for n := len(p.source.lines) - 1; n > max(0, len(p.source.lines)-tries); n-- {
+	budget := 16 << 20 // bytes to parse
+	for n := len(p.source.lines) - 1; n > 0 && budget > 0; n-- {
+		beginning := strings.Join(p.source.lines[:n], "\n")
+		budget -= len(beginning)
 		var ignored yaml.Node
-		if yaml.Unmarshal([]byte(strings.Join(p.source.lines[:n], "\n")), &ignored) == nil {
+		if yaml.Unmarshal([]byte(beginning), &ignored) == nil {
 			return n + 1
 		}
 	}

@@ -44,8 +44,8 @@ func Reload(running, next *Config) (merged *Config, applied, waiting []string, e
 		if _, ok := both.Stores[c.Store]; !ok {
 			return nil, nil, nil, fmt.Errorf("config: the class %s uses the store %q, which this process was not started with; restart to use it", name, c.Store)
 		}
-		if c.ObjectSize > both.Limits.BufferBytes {
-			return nil, nil, nil, fmt.Errorf("config: the class %s has objects larger than the limits.buffer_bytes that this process was started with; restart to use it", name)
+		if c.ObjectSize > both.Limits.WriteBufferBytes {
+			return nil, nil, nil, fmt.Errorf("config: the class %s has objects larger than the limits.write_buffer_bytes that this process was started with; restart to use it", name)
 		}
 	}
 	return &both, applied, waiting, nil

@@ -7,43 +7,44 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// disk is a file that changes only when a test says so.
-type disk struct {
-	content string
-	err     error
-}
-
-// observed is a watching loop in fake time, and what it has reported.
+// observed is a watching loop in fake time, over a file that changes only when a
+// test says so, and what it has reported.
 type observed struct {
-	disk
 	events chan struct{}
 	hup    chan os.Signal
-	seen   []string
+
+	mu      sync.Mutex
+	content string
+	err     error
+	seen    []string
 }
 
 func observe(t *testing.T, test func(o *observed)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o := &observed{events: make(chan struct{}, 1), hup: make(chan os.Signal, 1)}
-		o.content = minimal
+		o.write(minimal, nil)
 		w := &watching{
 			path: "sluice.yaml",
-			read: func() ([]byte, error) { return []byte(o.content), o.err },
-			config: func(c *Config) {
-				o.seen = append(o.seen, "default_class "+c.DefaultClass)
+			read: func() ([]byte, error) {
+				o.mu.Lock()
+				defer o.mu.Unlock()
+				return []byte(o.content), o.err
 			},
+			config: func(c *Config) { o.saw("default_class " + c.DefaultClass) },
 			refused: func(err error) {
 				var problems Problems
 				if !errors.As(err, &problems) {
 					t.Errorf("%#v", err)
 				}
-				o.seen = append(o.seen, "refused: "+problems[0].What)
+				o.saw("refused: " + problems[0].What)
 			},
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -56,6 +57,19 @@ func observe(t *testing.T, test func(o *observed)) {
 		cancel()
 		<-done
 	})
+}
+
+// write changes the file, and tells nobody.
+func (o *observed) write(content string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.content, o.err = content, err
+}
+
+func (o *observed) saw(what string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.seen = append(o.seen, what)
 }
 
 // event tells the loop that something in the folder has changed.
@@ -74,6 +88,8 @@ func (o *observed) pass(d time.Duration) {
 
 func (o *observed) want(t *testing.T, why string, seen ...string) {
 	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	if fmt.Sprint(o.seen) != fmt.Sprint(seen) {
 		t.Errorf("%s: saw %q, want %q", why, o.seen, seen)
 	}
@@ -86,10 +102,10 @@ func TestWatchingDebounces(t *testing.T) {
 		o.pass(settle)
 		o.want(t, "the file at the start", "default_class operational")
 
-		o.content = "kafka:"
+		o.write("kafka:", nil)
 		o.event()
 		o.pass(settle / 2)
-		o.content = minimal + "default_class: control\n"
+		o.write(minimal+"default_class: control\n", nil)
 		o.event()
 		o.pass(settle)
 		o.want(t, "a file is not read while it is being written")
@@ -103,7 +119,7 @@ func TestWatchingDebounces(t *testing.T) {
 		o.pass(settle)
 		o.want(t, "other files are no change")
 
-		o.content = minimal + "default_class: operational\n"
+		o.write(minimal+"default_class: operational\n", nil)
 		for range 20 {
 			o.event()
 			o.pass(settle / 5)
@@ -114,7 +130,7 @@ func TestWatchingDebounces(t *testing.T) {
 
 func TestWatchingRefusesABadFileOnce(t *testing.T) {
 	observe(t, func(o *observed) {
-		o.content = minimal + "default_class: gold\n"
+		o.write(minimal+"default_class: gold\n", nil)
 		o.event()
 		o.pass(settle)
 		o.want(t, "a bad file", `refused: there is no class "gold"`)
@@ -122,12 +138,12 @@ func TestWatchingRefusesABadFileOnce(t *testing.T) {
 		o.pass(settle)
 		o.want(t, "the same file again")
 
-		o.err = os.ErrNotExist
+		o.write("", os.ErrNotExist)
 		o.event()
 		o.pass(settle)
 		o.want(t, "no file", "refused: there is no such file")
 
-		o.err, o.content = nil, minimal
+		o.write(minimal, nil)
 		o.event()
 		o.pass(settle)
 		o.want(t, "a good one", "default_class operational")
@@ -141,7 +157,7 @@ func TestWatchingOnSignal(t *testing.T) {
 			synctest.Wait()
 			o.want(t, "at once, changed or not", "default_class operational")
 		}
-		o.content = minimal + "default_class: control\n"
+		o.write(minimal+"default_class: control\n", nil)
 		o.event()
 		o.hup <- syscall.SIGHUP
 		synctest.Wait()
@@ -149,7 +165,7 @@ func TestWatchingOnSignal(t *testing.T) {
 		o.want(t, "one report for a change and a signal", "default_class control")
 
 		close(o.hup)
-		o.content = minimal
+		o.write(minimal, nil)
 		o.event()
 		o.pass(settle)
 		o.want(t, "without signals", "default_class operational")
