@@ -20,9 +20,6 @@ import (
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
-// maxSecretBytes bounds a file that holds a password.
-const maxSecretBytes = 64 << 10
-
 // check looks at what no single key can be wrong about, and fills in what
 // follows from other keys.
 func (p *parser) check() {
@@ -121,13 +118,10 @@ func (p *parser) kafka() {
 			}
 		}
 	}
-	p.file("kafka.tls.ca", &k.TLS.CA)
-	p.keyPair("kafka.tls", &k.TLS.Cert, &k.TLS.Key)
-	if k.TLS.CA != "" && p.sound("kafka.tls.ca") {
-		if pem, err := readBounded(k.TLS.CA, maxFileBytes); err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
-			p.problem("kafka.tls.ca", "the file holds no certificate", "name a PEM file with the authorities' certificates")
-		}
+	if pem, ok := p.file("kafka.tls.ca", &k.TLS.CA); ok && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		p.problem("kafka.tls.ca", "the file holds no certificate", "name a PEM file with the authorities' certificates")
 	}
+	p.keyPair("kafka.tls", &k.TLS.Cert, &k.TLS.Key)
 
 	p.sasl()
 }
@@ -455,19 +449,21 @@ func (p *parser) has(path string) bool {
 	return ok
 }
 
-// file makes a path absolute, seen from the configuration's folder, and reports
-// a file that is not there.
-func (p *parser) file(path string, name *string) bool {
+// maxNamedBytes bounds each file that the configuration names.
+const maxNamedBytes = 1 << 20
+
+// file reads a file that a key names, and reports one that cannot be read. A
+// relative path is made one from the configuration's folder.
+func (p *parser) file(path string, name *string) ([]byte, bool) {
 	if !p.sound(path) {
-		return false
+		return nil, false
 	}
 	if !filepath.IsAbs(*name) {
 		*name = filepath.Join(p.dir, *name)
 	}
-	f, err := os.Open(*name)
+	data, err := readBounded(*name, maxNamedBytes)
 	if err == nil {
-		f.Close()
-		return true
+		return data, true
 	}
 	what := "the file cannot be read: " + cause(err)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -475,7 +471,7 @@ func (p *parser) file(path string, name *string) bool {
 	}
 	p.problem(path, what, "a path that does not start with / is seen from the folder of this configuration")
 	p.fail(path)
-	return false
+	return nil, false
 }
 
 func (p *parser) keyPair(section string, cert, key *string) {
@@ -486,9 +482,10 @@ func (p *parser) keyPair(section string, cert, key *string) {
 	case keyThere && !certThere:
 		p.problem(section+".key", section+".key is useless without its certificate", "add cert, the PEM file of the certificate")
 	}
-	certOK, keyOK := p.file(section+".cert", cert), p.file(section+".key", key)
-	if certOK && keyOK {
-		if _, err := tls.LoadX509KeyPair(*cert, *key); err != nil {
+	certPEM, certRead := p.file(section+".cert", cert)
+	keyPEM, keyRead := p.file(section+".key", key)
+	if certRead && keyRead {
+		if _, err := tls.X509KeyPair(certPEM, keyPEM); err != nil {
 			p.problem(section+".cert", "certificate and key cannot be used: "+clip(strings.TrimPrefix(err.Error(), "tls: ")), "name PEM files of one certificate chain and its private key")
 		}
 	}
@@ -497,27 +494,22 @@ func (p *parser) keyPair(section string, cert, key *string) {
 // secret fills in a secret from its own key, from the environment (${NAME}) or
 // from the file that path_file names.
 func (p *parser) secret(path string, value, fromFile *string) {
-	switch {
-	case p.has(path) && p.has(path+"_file"):
+	if p.has(path) && p.has(path+"_file") {
 		p.problem(path+"_file", fmt.Sprintf("both %s and %s_file are given", path, path), "keep one of the two")
-	case p.file(path+"_file", fromFile):
-		data, err := readBounded(*fromFile, maxSecretBytes)
-		*value = strings.TrimRight(string(data), "\r\n")
-		if err != nil || *value == "" {
-			what := "the file is empty"
-			if err != nil {
-				what = "the file cannot be read: " + cause(err)
-			}
-			p.problem(path+"_file", what, "it holds the secret in one line, nothing else")
+		return
+	}
+	if data, ok := p.file(path+"_file", fromFile); ok {
+		if *value = strings.TrimRight(string(data), "\r\n"); *value == "" {
+			p.problem(path+"_file", "the file is empty", "it holds the secret in one line, nothing else")
 		}
-	case p.sound(path):
-		m := regexp.MustCompile(`^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$`).FindStringSubmatch(*value)
-		if m == nil {
-			return
-		}
-		var ok bool
-		if *value, ok = os.LookupEnv(m[1]); !ok || *value == "" {
-			p.problem(path, "the environment has no "+m[1], "set it, or write the secret in a file that "+path+"_file names")
+		return
+	}
+	if !p.sound(path) {
+		return
+	}
+	if m := regexp.MustCompile(`^\$\{([A-Za-z_][A-Za-z0-9_]*)\}$`).FindStringSubmatch(*value); m != nil {
+		if *value = os.Getenv(m[1]); *value == "" {
+			p.problem(path, "the environment has no "+m[1], "set it, or write the secret into a file that "+path+"_file names")
 		}
 	}
 }

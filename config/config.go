@@ -121,7 +121,7 @@ type Store struct {
 }
 
 // Limits bounds everything that clients, brokers or stores could make grow.
-// None of them is zero.
+// None is zero but, on demand, the two InlineBytes.
 type Limits struct {
 	Connections         int           // client connections, all listeners together
 	ConnectionsPerIP    int           // the same from one address

@@ -60,7 +60,7 @@ func New(rules []Rule, classes map[string]tiers.Class, defaultClass string) (*Ro
 	decide := func(class string, rule tiers.Rule) (decision, error) {
 		c := own[class]
 		if c == nil {
-			return decision{}, fmt.Errorf("router: there is no class %q; declare it under classes:", class)
+			return decision{}, fmt.Errorf("router: there is no class %q; the configuration declares classes in its section classes", class)
 		}
 		r.diskless = r.diskless || c.Tier == tiers.Diskless
 		return decision{c, rule}, nil
