@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -123,6 +125,36 @@ func TestReferenceSaysWhatTheSchemaSays(t *testing.T) {
 	}
 	if bound := humanize.Comma(maxPatterns) + " patterns"; !strings.Contains(text, bound) {
 		t.Errorf("the bound of %s is not documented", bound)
+	}
+}
+
+// The metrics belong to packages that this one must not import, so their names
+// are looked for in the source.
+func TestMetricsOfLimitsExist(t *testing.T) {
+	registered := map[string]bool{}
+	name := regexp.MustCompile(`"(sluice_[a-z_]+)"`)
+	err := filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && path != ".." && (entry.Name() == "config" || strings.HasPrefix(entry.Name(), ".")):
+			return filepath.SkipDir
+		case entry.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range name.FindAllSubmatch(source, -1) {
+			registered[string(m[1])] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range schema() {
+		if k.metric != "" && !registered[k.metric] {
+			t.Errorf("%s: no package has a metric %s", k.path, k.metric)
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ type key struct {
 	from, to string   // range, written as in the file; "" is open
 	oneOf    []string // for choice
 	live     bool     // a change takes effect without a restart
-	metric   string   // where an operator sees the limit at work
+	metric   string   // of a limit: where an operator sees it at work
 	refused  string   // the key is only known so that it can be refused: why
 
 	// refusedValues are values that people will try, and why they cannot work.
@@ -130,8 +130,8 @@ func schema() []key {
 		{path: "classes.*.tier", kind: kindChoice, derived: "the built-in's; else required", oneOf: []string{"low-latency", "diskless"}, live: true, field: func(t target) any { return &t.class.Tier }},
 		{path: "classes.*.summary", kind: kindText, derived: "none", live: true, field: func(t target) any { return &t.class.Summary }},
 		{path: "classes.*.store", kind: kindText, def: "default", live: true, field: func(t target) any { return &t.class.Store }},
-		{path: "classes.*.linger", kind: kindDuration, def: "250ms", from: "1ms", to: "10s", live: true, metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.class.Linger }},
-		{path: "classes.*.object_size", kind: kindSize, def: "8MiB", from: "64KiB", to: "64MiB", live: true, metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.class.ObjectSize }},
+		{path: "classes.*.linger", kind: kindDuration, def: "250ms", from: "1ms", to: "10s", live: true, field: func(t target) any { return &t.class.Linger }},
+		{path: "classes.*.object_size", kind: kindSize, def: "8MiB", from: "64KiB", to: "64MiB", live: true, field: func(t target) any { return &t.class.ObjectSize }},
 		{path: "classes.*.readahead", kind: kindCount, def: "2", from: "0", to: "64", live: true, field: func(t target) any { return &t.class.Readahead }},
 		{path: "classes.*.audit", kind: kindFlag, def: "false", live: true, field: func(t target) any { return &t.class.Audit }},
 
@@ -140,7 +140,7 @@ func schema() []key {
 		{path: "limits.frame_bytes", kind: kindSize, def: "100MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_protocol_errors_total", field: func(t target) any { return &t.Limits.FrameBytes }},
 		{path: "limits.request_memory_bytes", kind: kindSize, def: "512MiB", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_bytes", field: func(t target) any { return &t.Limits.RequestMemoryBytes }},
 		{path: "limits.response_memory_bytes", kind: kindSize, def: "1GiB", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_bytes", field: func(t target) any { return &t.Limits.ResponseMemoryBytes }},
-		{path: "limits.requests_in_flight", kind: kindCount, def: "256", from: "1", to: "10000", metric: "sluice_proxy_requests_in_flight", field: func(t target) any { return &t.Limits.RequestsInFlight }},
+		{path: "limits.requests_in_flight", kind: kindCount, def: "256", from: "1", to: "10000", metric: "sluice_proxy_request_seconds", field: func(t target) any { return &t.Limits.RequestsInFlight }},
 		{path: "limits.first_request_timeout", kind: kindDuration, def: "1m", from: "100ms", to: "1h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.FirstRequestTimeout }},
 		{path: "limits.frame_timeout", kind: kindDuration, def: "1m", from: "100ms", to: "1h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.FrameTimeout }},
 		{path: "limits.idle_timeout", kind: kindDuration, def: "11m", from: "1s", to: "24h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.IdleTimeout }},
@@ -150,9 +150,9 @@ func schema() []key {
 		{path: "limits.fetch_bytes", kind: kindSize, def: "64MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_fetch_hydrated_bytes_total", field: func(t target) any { return &t.Limits.FetchBytes }},
 		{path: "limits.hydrate_timeout", kind: kindDuration, def: "20s", from: "100ms", to: "5m", metric: "sluice_proxy_fetch_storage_errors_total", field: func(t target) any { return &t.Limits.HydrateTimeout }},
 		{path: "limits.cache_bytes", kind: kindSize, def: "256MiB", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
-		{path: "limits.get_concurrency", kind: kindCount, def: "32", from: "1", to: "1000", metric: "sluice_objstore_in_flight", field: func(t target) any { return &t.Limits.GetConcurrency }},
+		{path: "limits.get_concurrency", kind: kindCount, def: "32", from: "1", to: "1000", metric: "sluice_diskless_chunk_gets_total", field: func(t target) any { return &t.Limits.GetConcurrency }},
 		{path: "limits.write_buffer_bytes", kind: kindSize, def: "256MiB", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffered_bytes", field: func(t target) any { return &t.Limits.WriteBufferBytes }},
-		{path: "limits.put_concurrency", kind: kindCount, def: "16", from: "1", to: "1000", metric: "sluice_objstore_in_flight", field: func(t target) any { return &t.Limits.PutConcurrency }},
+		{path: "limits.put_concurrency", kind: kindCount, def: "16", from: "1", to: "1000", metric: "sluice_diskless_put_seconds", field: func(t target) any { return &t.Limits.PutConcurrency }},
 		{path: "limits.put_timeout", kind: kindDuration, def: "5s", from: "100ms", to: "1m", metric: "sluice_diskless_inline_batches_total", field: func(t target) any { return &t.Limits.PutTimeout }},
 		{path: "limits.inline_bytes_per_second", kind: kindSize, def: "16MiB", from: "0B", to: "1TiB", metric: "sluice_diskless_inline_bytes_total", field: func(t target) any { return &t.Limits.InlineBytesPerSecond }},
 		{path: "limits.inline_bytes_total", kind: kindSize, def: "8GiB", from: "0B", to: "1PiB", metric: "sluice_diskless_inline_budget_bytes", field: func(t target) any { return &t.Limits.InlineBytesTotal }},
