@@ -1,0 +1,109 @@
+package diskless
+
+import (
+	"math"
+	"sync"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+	"github.com/oklog/ulid/v2"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// chunkKey names an aligned piece of an object.
+type chunkKey struct {
+	store string
+	audit bool
+	id    ulid.ULID
+	index uint32
+}
+
+// segment is a part of the cache that evicts on its own account.
+type segment struct {
+	name  string
+	max   int64
+	bytes int64
+	lru   *simplelru.LRU[chunkKey, []byte]
+
+	hits, evictions prometheus.Counter
+	size            prometheus.Gauge
+}
+
+// cache keeps chunks of objects in memory, bounded by bytes. It has two
+// segments: what is recent, and what a catch-up scan reads. A scan then evicts
+// only scans, and tail readers keep their hits.
+type cache struct {
+	misses prometheus.Counter
+
+	mu     sync.Mutex
+	recent *segment
+	scan   *segment
+}
+
+func newCache(bytes int64, m *metrics) *cache {
+	make := func(name string, max int64) *segment {
+		s := &segment{
+			name: name, max: max,
+			hits:      m.cacheHits.WithLabelValues(name),
+			evictions: m.cacheEvictions.WithLabelValues(name),
+			size:      m.cacheBytes.WithLabelValues(name),
+		}
+		// Bounded by bytes below, not by entries.
+		s.lru, _ = simplelru.NewLRU(math.MaxInt32, func(_ chunkKey, b []byte) { s.bytes -= int64(cap(b)) })
+		return s
+	}
+	scan := bytes / 4
+	return &cache{misses: m.cacheMisses, recent: make("recent", bytes-scan), scan: make("scan", scan)}
+}
+
+// get returns a chunk, never to be written to, or nil.
+func (c *cache) get(k chunkKey) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range [...]*segment{c.recent, c.scan} {
+		if b, ok := s.lru.Get(k); ok {
+			s.hits.Inc()
+			return b
+		}
+	}
+	c.misses.Inc()
+	return nil
+}
+
+// has looks without counting or refreshing.
+func (c *cache) has(k chunkKey) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.recent.lru.Contains(k) || c.scan.lru.Contains(k)
+}
+
+// add admits a chunk; recent says to which segment. A chunk larger than its
+// segment is not kept.
+func (c *cache) add(k chunkKey, b []byte, recent bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.scan
+	if recent {
+		s = c.recent
+	}
+	if int64(cap(b)) > s.max {
+		return
+	}
+	if s.lru.Contains(k) {
+		s.lru.Remove(k)
+	}
+	for s.bytes+int64(cap(b)) > s.max {
+		s.lru.RemoveOldest()
+		s.evictions.Inc()
+	}
+	s.lru.Add(k, b)
+	s.bytes += int64(cap(b))
+	s.size.Set(float64(s.bytes))
+}
+
+// remove forgets a chunk that turned out to be bad.
+func (c *cache) remove(k chunkKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recent.lru.Remove(k)
+	c.scan.lru.Remove(k)
+}

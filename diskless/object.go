@@ -1,0 +1,171 @@
+package diskless
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/sluice-kafka/sluice/proxy/wire"
+)
+
+// A WAL object holds record batches of any partitions, back to back, as
+// clients sent them, and then describes itself:
+//
+//	batch …            the batches' own bytes
+//	footer             one entry a batch, in order of offset
+//	footer length      uint32, big-endian
+//	footer CRC-32C     uint32
+//	format version     uint8, 1
+//	magic              7 bytes, "sluiceW"
+//
+// A footer entry, integers as uvarint unless said otherwise:
+//
+//	topic length, topic (UTF-8), partition, offset in the object, length,
+//	record count, producer id + 1, producer epoch + 1, base sequence + 1,
+//	batch CRC (uint32, big-endian)
+//
+// The trailer has a fixed size, so a reader that knows an object's size finds
+// the footer with one ranged GET.
+const (
+	objectVersion = 1
+	objectMagic   = "sluiceW"
+	trailerSize   = 4 + 4 + 1 + len(objectMagic)
+)
+
+// walPrefix and auditPrefix are where objects live in a store. Audit objects
+// have a prefix of their own because locks will apply to it.
+const (
+	walPrefix   = "wal/"
+	auditPrefix = "audit/wal/"
+)
+
+func objectKey(id ulid.ULID, audit bool) string {
+	if audit {
+		return auditPrefix + id.String()
+	}
+	return walPrefix + id.String()
+}
+
+// Entry describes one batch of an object.
+type Entry struct {
+	Topic         string
+	Partition     int32
+	Offset        uint64 // in the object
+	Length        uint32
+	Records       int32
+	ProducerID    int64
+	ProducerEpoch int16
+	BaseSequence  int32
+	CRC           uint32
+}
+
+func entryOf(topic string, partition int32, offset int, b wire.Batch) Entry {
+	return Entry{
+		Topic: topic, Partition: partition, Offset: uint64(offset), Length: uint32(len(b)), Records: b.NumRecords(),
+		ProducerID: b.ProducerID(), ProducerEpoch: b.ProducerEpoch(), BaseSequence: b.BaseSequence(), CRC: b.CRC(),
+	}
+}
+
+// maxEntry is how long an entry can be beyond its topic's name.
+const maxEntry = 9*binary.MaxVarintLen64 + 4
+
+// appendFooter closes an object: footer and trailer follow its batches.
+func appendFooter(object []byte, entries []Entry) []byte {
+	from := len(object)
+	for _, e := range entries {
+		object = binary.AppendUvarint(object, uint64(len(e.Topic)))
+		object = append(object, e.Topic...)
+		object = binary.AppendUvarint(object, uint64(uint32(e.Partition)))
+		object = binary.AppendUvarint(object, e.Offset)
+		object = binary.AppendUvarint(object, uint64(e.Length))
+		object = binary.AppendUvarint(object, uint64(uint32(e.Records)))
+		object = binary.AppendUvarint(object, uint64(e.ProducerID+1))
+		object = binary.AppendUvarint(object, uint64(uint16(e.ProducerEpoch+1)))
+		object = binary.AppendUvarint(object, uint64(uint32(e.BaseSequence+1)))
+		object = binary.BigEndian.AppendUint32(object, e.CRC)
+	}
+	footer := object[from:]
+	object = binary.BigEndian.AppendUint32(object, uint32(len(footer)))
+	object = binary.BigEndian.AppendUint32(object, crc32.Checksum(footer, wire.Castagnoli))
+	object = append(object, objectVersion)
+	return append(object, objectMagic...)
+}
+
+// ErrObject is an object that is not one of ours, or not whole. What it held
+// can only be found in a copy.
+var ErrObject = errors.New("not a whole WAL object")
+
+// ReadFooter returns the entries of an object, given its end: at least the
+// footer and the trailer, at most the whole object of size bytes.
+func ReadFooter(end []byte, size int64) ([]Entry, error) {
+	if len(end) < trailerSize || int64(len(end)) > size {
+		return nil, fmt.Errorf("%w: %d of %d bytes", ErrObject, len(end), size)
+	}
+	trailer := end[len(end)-trailerSize:]
+	if string(trailer[9:]) != objectMagic || trailer[8] != objectVersion {
+		return nil, fmt.Errorf("%w: no trailer of version %d", ErrObject, objectVersion)
+	}
+	length := int64(binary.BigEndian.Uint32(trailer))
+	if length > int64(len(end)-trailerSize) {
+		return nil, fmt.Errorf("%w: the footer has %d bytes", ErrObject, length)
+	}
+	footer := end[int64(len(end)-trailerSize)-length : len(end)-trailerSize]
+	if crc32.Checksum(footer, wire.Castagnoli) != binary.BigEndian.Uint32(trailer[4:]) {
+		return nil, fmt.Errorf("%w: the footer's checksum is wrong", ErrObject)
+	}
+	payload := uint64(size - trailerSize - length)
+	var entries []Entry
+	at := uint64(0)
+	for r := (footerReader{b: footer}); len(r.b) > 0; {
+		e := Entry{
+			Topic:         string(r.bytes(r.uvarint())),
+			Partition:     int32(r.uvarint()),
+			Offset:        r.uvarint(),
+			Length:        uint32(r.uvarint()),
+			Records:       int32(r.uvarint()),
+			ProducerID:    int64(r.uvarint()) - 1,
+			ProducerEpoch: int16(r.uvarint()) - 1,
+			BaseSequence:  int32(r.uvarint()) - 1,
+		}
+		if crc := r.bytes(4); crc != nil {
+			e.CRC = binary.BigEndian.Uint32(crc)
+		}
+		if r.failed || e.Offset != at || uint64(e.Length) > payload-at {
+			return nil, fmt.Errorf("%w: footer entry %d", ErrObject, len(entries))
+		}
+		at += uint64(e.Length)
+		entries = append(entries, e)
+	}
+	if at != payload {
+		return nil, fmt.Errorf("%w: the footer describes %d of %d bytes", ErrObject, at, payload)
+	}
+	return entries, nil
+}
+
+type footerReader struct {
+	b      []byte
+	failed bool
+}
+
+func (r *footerReader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.failed, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *footerReader) bytes(n uint64) []byte {
+	if n > uint64(len(r.b)) {
+		r.failed, r.b = true, nil
+		return nil
+	}
+	b := r.b[:n]
+	r.b = r.b[n:]
+	return b
+}

@@ -1,0 +1,164 @@
+package placeholder
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/sluice-kafka/sluice/proxy/wire"
+)
+
+// ErrInvalid is a batch that the broker would refuse, or that this package
+// does not vouch for. It goes upstream unchanged and the broker answers it.
+var ErrInvalid = errors.New("not a valid record batch")
+
+// ErrControl is a control batch, which only brokers write.
+var ErrControl = errors.New("control batch")
+
+// ErrMagic is a message format before v2.
+var ErrMagic = errors.New("message format before v2")
+
+// maxRecordCount bounds the records of a batch that is made a placeholder of:
+// beyond it a placeholder saves next to nothing.
+const maxRecordCount = 1 << 20
+
+// knownAttributes are the bits that a producer may set.
+const knownAttributes = wire.AttrCodecMask | wire.AttrTransactional
+
+// Original is a client's batch that was validated in full. It keeps nothing of
+// the batch's bytes.
+type Original struct {
+	header wire.Batch // a copy of the batch's header
+	first  int64      // timestamp delta of record 0
+	rest   []byte     // records 1… of the placeholder, encoded
+}
+
+// Validate checks what the broker would check of a produced batch (Kafka's
+// DefaultRecordBatch.ensureValid, LogValidator.validateBatch and the parsing of
+// every record), so that the broker accepts the placeholder exactly when it
+// would have accepted the batch.
+func Validate(b wire.Batch) (*Original, error) {
+	invalid := func(format string, args ...any) (*Original, error) {
+		return nil, fmt.Errorf("%w: "+format, append([]any{ErrInvalid}, args...)...)
+	}
+	if len(b) < wire.LogOverhead+5 {
+		return invalid("%d bytes", len(b))
+	}
+	if m := b.Magic(); m != 2 {
+		if m < 2 && m >= 0 {
+			return nil, ErrMagic
+		}
+		return invalid("magic %d", m)
+	}
+	if len(b) < wire.BatchHeaderSize || int64(b.Length())+wire.LogOverhead != int64(len(b)) {
+		return invalid("its length says %d of %d bytes", b.Length(), len(b))
+	}
+	if b.IsControl() {
+		return nil, ErrControl
+	}
+	if got := b.ComputeCRC(); got != b.CRC() {
+		return invalid("CRC is %08x, should be %08x", b.CRC(), got)
+	}
+	attrs := b.Attributes()
+	if attrs&^knownAttributes != 0 || b.Codec() > wire.CodecZstd {
+		return invalid("attributes %#x", attrs)
+	}
+	count := b.NumRecords()
+	if count < 1 || count > maxRecordCount || b.LastOffsetDelta() != count-1 {
+		return invalid("%d records, last offset delta %d", count, b.LastOffsetDelta())
+	}
+	if b.BaseOffset() != 0 {
+		return invalid("base offset %d", b.BaseOffset())
+	}
+	pid, epoch, seq := b.ProducerID(), b.ProducerEpoch(), b.BaseSequence()
+	switch {
+	case pid < -1, pid >= 0 && (epoch < 0 || seq < 0):
+		return invalid("producer id %d, epoch %d, sequence %d", pid, epoch, seq)
+	case pid == -1 && b.IsTransactional():
+		return invalid("transactional without a producer id")
+	}
+
+	f := inflaters.Get().(*inflater)
+	defer f.free()
+	records, err := f.all(b, maxInflated)
+	if err != nil {
+		return invalid("records: %v", err)
+	}
+	o := &Original{header: append(wire.Batch(nil), b[:wire.BatchHeaderSize]...)}
+	// An empty record takes 7 bytes or 8 in all but odd cases.
+	o.rest = make([]byte, 0, min(8*int(count), len(records)))
+	s := scanner{b: records}
+	for i := range count {
+		delta, err := record(&s, i)
+		if err != nil {
+			return invalid("record %d: %v", i, err)
+		}
+		if i == 0 {
+			o.first = delta
+		} else {
+			o.rest = appendEmpty(o.rest, delta, i)
+		}
+	}
+	if s.at != len(records) {
+		return invalid("%d bytes after the last record", len(records)-s.at)
+	}
+	return o, nil
+}
+
+var errRecord = errors.New("it does not end where it should")
+
+// record checks one record and returns its timestamp delta.
+func record(s *scanner, index int32) (delta int64, err error) {
+	size := s.varint()
+	from := s.at
+	if s.failed || size < 0 || size > int64(len(s.b)-from) {
+		return 0, errRecord
+	}
+	s.skip(1) // attributes, unused
+	delta = s.varint()
+	if offset := s.varint(); offset != int64(index) {
+		return 0, fmt.Errorf("its offset delta is %d", offset)
+	}
+	for range 2 { // key, value
+		n := s.varint()
+		if n < -1 || n > math.MaxInt32 {
+			return 0, errRecord
+		}
+		s.skip(max(n, 0))
+	}
+	headers := s.varint()
+	if headers < 0 || headers > size {
+		return 0, fmt.Errorf("it has %d headers", headers)
+	}
+	for range headers {
+		if n := s.varint(); n < 0 {
+			return 0, errors.New("a header has no key")
+		} else {
+			s.skip(n)
+		}
+		n := s.varint()
+		if n < -1 {
+			return 0, errRecord
+		}
+		s.skip(max(n, 0))
+		if s.failed {
+			break
+		}
+	}
+	if s.failed || int64(s.at-from) != size {
+		return 0, errRecord
+	}
+	return delta, nil
+}
+
+// appendEmpty encodes a record without key, value bytes and headers.
+func appendEmpty(dst []byte, delta int64, index int32) []byte {
+	at := len(dst)
+	dst = append(dst, 0, 0) // length, attributes
+	dst = binary.AppendVarint(dst, delta)
+	dst = binary.AppendVarint(dst, int64(index))
+	dst = append(dst, 1, 0, 0) // key -1, value 0, headers 0
+	dst[at] = byte(len(dst)-at-1) << 1
+	return dst
+}

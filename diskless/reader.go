@@ -1,0 +1,300 @@
+package diskless
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/placeholder"
+	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+// ErrUnverified is a placeholder whose reference is not genuine, or whose key
+// is not to be had. Its records are not what was acknowledged, so nothing is
+// passed on. Remedy: see the log line; the batch was written behind sluice's
+// back, or a key object is missing from the store.
+var ErrUnverified = errors.New("placeholder does not verify")
+
+// ErrUnreadable is a genuine placeholder whose bytes cannot be had, now or ever.
+// Remedy: check the object store; the log line names the object.
+var ErrUnreadable = errors.New("object of a placeholder cannot be read")
+
+// Resolve splits fetched records into batches and verifies every placeholder;
+// see proxy.Payloads.
+func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte) ([]tiers.Piece, error) {
+	var pieces []tiers.Piece
+	var stored []*storedPiece
+	for {
+		b, rest, ok := wire.NextBatch(records)
+		if !ok {
+			break
+		}
+		records = rest
+		p, err := t.verify(ctx, tp, b)
+		if err != nil {
+			return pieces, err
+		}
+		if p == nil {
+			pieces = append(pieces, inlinePiece{b})
+			continue
+		}
+		pieces, stored = append(pieces, p), append(stored, p)
+	}
+	t.readAhead(stored)
+	return pieces, nil
+}
+
+// verify returns nil for a batch that is no placeholder.
+func (t *Tier) verify(ctx context.Context, tp tiers.TopicPartition, b wire.Batch) (*storedPiece, error) {
+	if !b.IsV2() || !placeholder.Candidate(b) {
+		return nil, nil
+	}
+	signed, is, err := placeholder.Parse(b)
+	if err != nil {
+		return nil, t.refuse(tp, b, "unreadable reference", err)
+	}
+	if !is {
+		return nil, nil
+	}
+	w, key, ok := t.lookup(ctx, signed.Ref.KeyID)
+	if !ok {
+		return nil, t.refuse(tp, b, "unknown key", fmt.Errorf("key %x is in no configured store; "+
+			"was the store removed from the configuration, or its sluice/keys/ prefix emptied?", signed.Ref.KeyID))
+	}
+	id := placeholder.Identity{ClusterID: t.clusterID, Topic: tp.Topic, Partition: tp.Partition}
+	if !signed.Verify(key, id, b) {
+		return nil, t.refuse(tp, b, "wrong signature", errors.New("it was not made for this topic, partition and batch: "+
+			"somebody wrote it to Kafka behind sluice's back, or the log was copied from another topic or cluster"))
+	}
+	return &storedPiece{tier: t, writer: w, tp: tp, batch: b, ref: signed.Ref}, nil
+}
+
+func (t *Tier) refuse(tp tiers.TopicPartition, b wire.Batch, reason string, err error) error {
+	t.metrics.unverified.WithLabelValues(reason).Inc()
+	if t.complaint.Allow() {
+		t.log.Error().Err(err).Str("topic", tp.Topic).Int32("partition", tp.Partition).Int64("offset", b.BaseOffset()).Str("reason", reason).
+			Msg("a placeholder does not verify: readers get KAFKA_STORAGE_ERROR here until it is removed, for example with kafka-delete-records up to the next offset")
+	}
+	return fmt.Errorf("%w: %s-%d at offset %d: %s: %w", ErrUnverified, tp.Topic, tp.Partition, b.BaseOffset(), reason, err)
+}
+
+// lookup finds the store and the key of a key id.
+func (t *Tier) lookup(ctx context.Context, id placeholder.KeyID) (*writer, placeholder.Key, bool) {
+	t.mu.RLock()
+	known := t.keys[id]
+	writers := make([]*writer, 0, 1+len(t.writers))
+	if known != nil {
+		writers = append(writers, known)
+	} else {
+		for _, w := range t.writers {
+			writers = append(writers, w)
+		}
+	}
+	t.mu.RUnlock()
+	for _, w := range writers {
+		h := w.handle()
+		if h.Ring == nil {
+			continue
+		}
+		if key, ok := h.Ring.Lookup(ctx, id); ok {
+			if known == nil {
+				t.mu.Lock()
+				t.keys[id] = w
+				t.mu.Unlock()
+			}
+			return w, key, true
+		}
+	}
+	return nil, placeholder.Key{}, false
+}
+
+// inlinePiece is a batch of the broker's own.
+type inlinePiece struct{ wire.Batch }
+
+func (p inlinePiece) Records() int                          { return recordsOf(p.Batch) }
+func (p inlinePiece) Placeholder() bool                     { return false }
+func (p inlinePiece) Load(context.Context) ([][]byte, error) { return [][]byte{p.Batch}, nil }
+
+func recordsOf(b wire.Batch) int {
+	if !b.IsV2() {
+		return 1
+	}
+	return int(b.LastOffsetDelta()) + 1
+}
+
+// storedPiece is a verified placeholder.
+type storedPiece struct {
+	tier   *Tier
+	writer *writer
+	tp     tiers.TopicPartition
+	batch  wire.Batch // the placeholder
+	ref    placeholder.Ref
+}
+
+func (p *storedPiece) Size() int         { return int(p.ref.Length) }
+func (p *storedPiece) Records() int      { return recordsOf(p.batch) }
+func (p *storedPiece) Placeholder() bool { return true }
+
+// Load returns the original batch. Bytes that do not match their reference are
+// read once more from the store itself before that is an error.
+func (p *storedPiece) Load(ctx context.Context) ([][]byte, error) {
+	var err error
+	for range 2 {
+		var original []byte
+		if original, err = p.tier.read(ctx, p.writer, p.ref); err != nil {
+			if ctx.Err() != nil || !errors.Is(err, errShort) && !errors.Is(err, objstore.ErrNotFound) {
+				break
+			}
+		} else {
+			var header, body []byte
+			if header, body, err = placeholder.Patch(original, p.batch, p.ref); err == nil {
+				p.tier.metrics.hydrated.Add(float64(p.ref.Length))
+				return [][]byte{header, body}, nil
+			}
+		}
+		for _, k := range p.tier.chunks(p.writer, p.ref) {
+			p.tier.cache.remove(k)
+		}
+	}
+	return nil, p.complain(err)
+}
+
+func (p *storedPiece) complain(err error) error {
+	reason := "corrupt"
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		reason = "not found"
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, objstore.ErrUnavailable):
+		reason = "unavailable"
+	case errors.Is(err, objstore.ErrAccess):
+		reason = "access"
+	}
+	p.tier.metrics.unreadable.WithLabelValues(reason).Inc()
+	key := objectKey(p.ref.Object, p.ref.Audit)
+	if !errors.Is(err, context.Canceled) && p.tier.complaint.Allow() {
+		p.tier.log.Error().Err(err).Str("topic", p.tp.Topic).Int32("partition", p.tp.Partition).Int64("offset", p.batch.BaseOffset()).
+			Str("store", p.writer.name).Str("object", key).Str("reason", reason).
+			Msg("an object cannot be read: readers of this partition get KAFKA_STORAGE_ERROR and try again; check the store")
+	}
+	return fmt.Errorf("%w: %s-%d at offset %d: %s: %w", ErrUnreadable, p.tp.Topic, p.tp.Partition, p.batch.BaseOffset(), key, err)
+}
+
+// errShort is an object that ends before the range that a reference names.
+var errShort = errors.New("the object is shorter than its reference says")
+
+// chunks are the chunks that hold a reference's range.
+func (t *Tier) chunks(w *writer, ref placeholder.Ref) []chunkKey {
+	size := uint64(t.limits.ChunkBytes)
+	first, last := ref.Offset/size, (ref.Offset+max(uint64(ref.Length), 1)-1)/size
+	var keys []chunkKey
+	for i := first; i <= last; i++ {
+		keys = append(keys, chunkKey{w.name, ref.Audit, ref.Object, uint32(i)})
+	}
+	return keys
+}
+
+// read returns the range of a reference; it aliases the cache when it lies in
+// one chunk.
+func (t *Tier) read(ctx context.Context, w *writer, ref placeholder.Ref) ([]byte, error) {
+	keys := t.chunks(w, ref)
+	size := uint64(t.limits.ChunkBytes)
+	var joined []byte
+	at, left := ref.Offset, uint64(ref.Length)
+	for _, k := range keys {
+		chunk, err := t.chunk(ctx, w, k)
+		if err != nil {
+			return nil, err
+		}
+		from := at - uint64(k.index)*size
+		to := min(from+left, size)
+		if to > uint64(len(chunk)) {
+			return nil, errShort
+		}
+		if len(keys) == 1 {
+			return chunk[from:to:to], nil
+		}
+		joined = append(joined, chunk[from:to]...)
+		at, left = at+to-from, left-(to-from)
+	}
+	return joined, nil
+}
+
+// chunk returns a chunk from memory, or with one GET for all who want it.
+func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error) {
+	if b := t.cache.get(k); b != nil {
+		return b, nil
+	}
+	name := k.store + "/" + k.id.String() + "/" + strconv.Itoa(int(k.index))
+	loaded := t.loads.DoChan(name, func() (any, error) {
+		// Detached: whoever asked first may leave, the others still wait.
+		ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
+		defer cancel()
+		store := w.handle().Store
+		if store == nil {
+			return nil, objstore.ErrUnavailable
+		}
+		t.metrics.gets.Inc()
+		b, err := store.Get(ctx, objectKey(k.id, k.audit), int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
+		if err != nil {
+			return nil, err
+		}
+		t.cache.add(k, b, t.isRecent(k.id))
+		return b, nil
+	})
+	select {
+	case r := <-loaded:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.([]byte), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (t *Tier) isRecent(id ulid.ULID) bool {
+	return time.Since(id.Timestamp()) < t.limits.RecentObjects
+}
+
+// admit puts an object of our own into the cache.
+func (t *Tier) admit(store string, obj *object) {
+	size := int(t.limits.ChunkBytes)
+	for i := 0; i*size < len(obj.buf); i++ {
+		end := min((i+1)*size, len(obj.buf))
+		t.cache.add(chunkKey{store, obj.audit, obj.id, uint32(i)}, obj.buf[i*size:end:end], true)
+	}
+}
+
+// readAhead starts to read the first objects of an answer, before its batches
+// are asked for one after the other.
+func (t *Tier) readAhead(pieces []*storedPiece) {
+	started := 0
+	var last chunkKey
+	for _, p := range pieces {
+		if started == t.limits.ReadAhead {
+			return
+		}
+		for _, k := range t.chunks(p.writer, p.ref) {
+			if k == last || t.cache.has(k) {
+				continue
+			}
+			last = k
+			select {
+			case t.ahead <- struct{}{}:
+			default:
+				return
+			}
+			started++
+			go func() {
+				defer func() { <-t.ahead }()
+				_, _ = t.chunk(t.ctx, p.writer, k) // whoever needs it gets the error
+			}()
+		}
+	}
+}

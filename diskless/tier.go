@@ -1,0 +1,262 @@
+package diskless
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
+
+	"github.com/sluice-kafka/sluice/diskless/keyring"
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/placeholder"
+	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+// StoreHandle is an object store that this cluster owns a prefix of.
+type StoreHandle struct {
+	Store objstore.Store
+	Ring  *keyring.Ring
+}
+
+// Limits bound what the tier holds and how long it tries. Every zero value is
+// replaced by DefaultLimits'.
+type Limits struct {
+	BufferBytes        int64         // batches that wait for their object to be durable
+	CacheBytes         int64         // chunks in memory
+	ChunkBytes         int64         // what one GET asks for
+	PutConcurrency     int           // PUTs at a time, per store
+	PutTimeout         time.Duration // from a batch's arrival to its going inline
+	PutAttempt         time.Duration // one PUT
+	GetTimeout         time.Duration // one chunk, retries included
+	ReadAhead          int           // objects of one Fetch answer that are read at a time, before they are needed
+	InlineBytesPerSec  int64         // what an outage may put on the brokers per second
+	InlineBytesTotal   int64         // and until the store is healthy again
+	MaxPlaceholderAge  time.Duration // of the object, when its placeholder is forwarded
+	RecentObjects      time.Duration // objects younger than this are cached apart from catch-up reads
+	ProbeInterval      time.Duration // between probes of a store that failed
+	InlineThresholdPct int           // a batch goes inline when it is smaller than its placeholder times this / 100
+}
+
+// DefaultLimits are the limits of a tier that was told none.
+func DefaultLimits() Limits {
+	return Limits{
+		BufferBytes:        256 << 20,
+		CacheBytes:         256 << 20,
+		ChunkBytes:         16 << 20,
+		PutConcurrency:     16,
+		PutTimeout:         5 * time.Second,
+		PutAttempt:         30 * time.Second,
+		GetTimeout:         10 * time.Second,
+		ReadAhead:          4,
+		InlineBytesPerSec:  16 << 20,
+		InlineBytesTotal:   8 << 30,
+		MaxPlaceholderAge:  10 * time.Minute,
+		RecentObjects:      2 * time.Minute,
+		ProbeInterval:      time.Second,
+		InlineThresholdPct: 400,
+	}
+}
+
+func (l Limits) withDefaults() Limits {
+	d := DefaultLimits()
+	def(&l.BufferBytes, d.BufferBytes)
+	def(&l.CacheBytes, d.CacheBytes)
+	def(&l.ChunkBytes, d.ChunkBytes)
+	def(&l.PutConcurrency, d.PutConcurrency)
+	def(&l.PutTimeout, d.PutTimeout)
+	def(&l.PutAttempt, d.PutAttempt)
+	def(&l.GetTimeout, d.GetTimeout)
+	def(&l.ReadAhead, d.ReadAhead)
+	def(&l.MaxPlaceholderAge, d.MaxPlaceholderAge)
+	def(&l.RecentObjects, d.RecentObjects)
+	def(&l.ProbeInterval, d.ProbeInterval)
+	def(&l.InlineThresholdPct, d.InlineThresholdPct)
+	return l
+}
+
+func def[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Options are everything a Tier is made of.
+type Options struct {
+	ClusterID string
+	Stores    map[string]StoreHandle // by the name that classes use; more may follow by AddStore
+	Limits    Limits                 // inline budgets of zero mean: nothing goes inline for want of a store
+	Logger    zerolog.Logger
+	Metrics   prometheus.Registerer
+}
+
+// Tier is the diskless tier of one replica.
+type Tier struct {
+	clusterID string
+	limits    Limits
+	log       zerolog.Logger
+	metrics   *metrics
+	budget    *inlineBudget
+	cache     *cache
+	loads     singleflight.Group
+	ahead     chan struct{} // one for each read ahead of need
+	complaint *rate.Limiter // for log lines that readers cause
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // PUTs and probes
+
+	mu      sync.RWMutex
+	writers map[string]*writer
+	keys    map[placeholder.KeyID]*writer // which store's key an id is
+	closed  bool
+}
+
+// New returns a tier that is ready to take batches.
+func New(opt Options) (*Tier, error) {
+	if opt.ClusterID == "" {
+		return nil, errors.New("diskless: the cluster's id is not known; references could not be bound to it")
+	}
+	t := &Tier{
+		clusterID: opt.ClusterID,
+		limits:    opt.Limits.withDefaults(),
+		log:       opt.Logger,
+		complaint: rate.NewLimiter(1, 20),
+		writers:   make(map[string]*writer),
+		keys:      make(map[placeholder.KeyID]*writer),
+	}
+	t.ahead = make(chan struct{}, 2*t.limits.ReadAhead)
+	t.budget = newInlineBudget(t.limits.InlineBytesPerSec, t.limits.InlineBytesTotal)
+	t.metrics = newMetrics(opt.Metrics, t.budget)
+	t.cache = newCache(t.limits.CacheBytes, t.metrics)
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	for name, h := range opt.Stores {
+		t.AddStore(name, h)
+	}
+	return t, nil
+}
+
+// AddStore makes a store available that was not when the tier was made. The
+// batches that waited for it take their course.
+func (t *Tier) AddStore(name string, h StoreHandle) {
+	t.writer(name).attach(h)
+}
+
+// writer returns the writer of a store, whether the store is there yet or not.
+func (t *Tier) writer(name string) *writer {
+	t.mu.RLock()
+	w := t.writers[name]
+	t.mu.RUnlock()
+	if w != nil {
+		return w
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w = t.writers[name]; w == nil {
+		w = newWriter(t, name)
+		t.writers[name] = w
+	}
+	return w
+}
+
+// Reserved reports whether any batch of a client's records carries the header
+// that is reserved for placeholders.
+func (t *Tier) Reserved(records []byte) bool {
+	for {
+		b, rest, ok := wire.NextBatch(records)
+		if !ok {
+			return false
+		}
+		if b.IsV2() && placeholder.Reserved(b) {
+			return true
+		}
+		records = rest
+	}
+}
+
+// Candidate reports whether fetched records may hold a placeholder.
+func (t *Tier) Candidate(records []byte) bool {
+	for {
+		b, rest, ok := wire.NextBatch(records)
+		if !ok {
+			return false
+		}
+		if b.IsV2() && placeholder.Candidate(b) {
+			return true
+		}
+		records = rest
+	}
+}
+
+// StoreStatus is the state of one store for /readyz.
+type StoreStatus struct {
+	Name    string
+	Healthy bool
+	Err     string // what the last PUT said, when not healthy
+}
+
+// Status lists the stores, by name.
+func (t *Tier) Status() []StoreStatus {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	out := make([]StoreStatus, 0, len(t.writers))
+	for _, w := range t.writers {
+		out = append(out, w.status())
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out
+}
+
+// Close seals every open object and waits until all are durable or ctx ends.
+// Offload after Close goes inline.
+func (t *Tier) Close(ctx context.Context) error {
+	t.mu.Lock()
+	t.closed = true
+	writers := make([]*writer, 0, len(t.writers))
+	for _, w := range t.writers {
+		writers = append(writers, w)
+	}
+	t.mu.Unlock()
+	var drained errgroup.Group
+	for _, w := range writers {
+		drained.Go(func() error { return w.drain(ctx) })
+	}
+	err := drained.Wait()
+	t.cancel()
+	t.wg.Wait()
+	if err != nil {
+		return fmt.Errorf("diskless: closing: %w", err)
+	}
+	return nil
+}
+
+func (t *Tier) isClosed() bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.closed
+}
+
+// Offload starts to store one batch; see tiers.OffloadRequest. The checks that
+// need no store happen here, in the caller's goroutine.
+func (t *Tier) Offload(ctx context.Context, req tiers.OffloadRequest, notify func()) tiers.Offload {
+	o := &offload{tier: t, ctx: ctx, req: req, arrived: time.Now(), notify: notify}
+	reason := o.inspect()
+	if reason == "" && t.isClosed() {
+		reason = tiers.InlineUnavailable
+	}
+	if reason != "" {
+		o.goInline(reason)
+		return o
+	}
+	t.writer(req.Class.Store).take(o)
+	return o
+}
