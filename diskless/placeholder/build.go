@@ -1,9 +1,14 @@
 package placeholder
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
@@ -13,6 +18,9 @@ import (
 const (
 	minLz4Records  = 50
 	minZstdRecords = 1000
+	// usualRecord0 is the size of record 0 with a reference into an object of
+	// some MiB.
+	usualRecord0 = 2 + 7 + 1 + len(HeaderKey) + 1 + fixedRefSize + 4 + 3 + 4 + macSize
 )
 
 // PlaceholderSize estimates the placeholder's size, for the decision whether
@@ -26,22 +34,26 @@ func (o *Original) PlaceholderSize() int {
 	case count > minLz4Records:
 		size = size * 2 / 3
 	}
-	return wire.BatchHeaderSize + maxReference + 10 + size
+	return wire.BatchHeaderSize + usualRecord0 + size
 }
 
 // Build makes the placeholder: a whole batch with base offset 0. zstdAllowed
-// says whether the Produce request's version carries zstd (v7, KIP-110).
+// says whether the Produce request's version carries zstd (v7, KIP-110); for an
+// original in zstd the answer is ErrInvalid when it does not, as from a broker.
 func (o *Original) Build(ref Ref, key Key, id Identity, zstdAllowed bool) ([]byte, error) {
+	if o.header.Codec() == wire.CodecZstd && !zstdAllowed {
+		return nil, fmt.Errorf("%w: zstd before version 7 of Produce", ErrInvalid)
+	}
 	if ref.KeyID != key.ID {
 		return nil, fmt.Errorf("placeholder: key %x signs no reference to key %x", key.ID, ref.KeyID)
 	}
-	out := make(wire.Batch, wire.BatchHeaderSize, wire.BatchHeaderSize+maxReference+maxEmptyRecord+len(o.rest))
+	out := make(wire.Batch, wire.BatchHeaderSize, wire.BatchHeaderSize+maxRecord0+len(o.rest))
 	copy(out, o.header)
 	out.SetLeaderEpoch(-1)
 
 	sum := mac(key, id, ref, out)
 	value := append(ref.append(make([]byte, 0, maxRefSize)), sum[:]...)
-	body := make([]byte, 0, maxEmptyRecord+maxReference)
+	body := make([]byte, 0, maxRecord0)
 	body = append(body, 0) // attributes
 	body = binary.AppendVarint(body, o.first)
 	body = append(body, 0, 1, 0) // offset delta 0, key -1, value 0
@@ -99,3 +111,36 @@ func (o *Original) compress(records []byte, zstdAllowed bool) (codec int, compre
 	}
 	return codec, compressed, nil
 }
+
+// deflater compresses placeholders.
+type deflater struct {
+	lz4 *lz4.Writer
+	out bytes.Buffer
+}
+
+// deflaters keeps encoders, which are dear to make.
+var deflaters = sync.Pool{New: func() any { return new(deflater) }}
+
+// lz4Frame compresses as Kafka's reader wants it: independent blocks.
+func (d *deflater) lz4Frame(records []byte) ([]byte, error) {
+	d.out.Reset()
+	if d.lz4 == nil {
+		d.lz4 = lz4.NewWriter(nil)
+		if err := d.lz4.Apply(lz4.BlockSizeOption(lz4.Block64Kb), lz4.ChecksumOption(false), lz4.ConcurrencyOption(1)); err != nil {
+			return nil, err
+		}
+	}
+	d.lz4.Reset(&d.out)
+	if _, err := d.lz4.Write(records); err != nil {
+		return nil, err
+	}
+	if err := d.lz4.Close(); err != nil {
+		return nil, err
+	}
+	return d.out.Bytes(), nil
+}
+
+// zstdEncoder is safe for concurrent use through EncodeAll.
+var zstdEncoder = sync.OnceValues(func() (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false), zstd.WithWindowSize(128<<10))
+})

@@ -1,43 +1,52 @@
 package placeholder
 
 import (
-	"encoding/binary"
+	"math/bits"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
 const (
-	// maxEmptyRecord is the largest record without key, value and headers:
-	// its length (1: the rest is below 64), attributes (1), timestamp delta
-	// (at most 10), offset delta (at most 5), key, value and header lengths
-	// (1 each).
-	maxEmptyRecord = 1 + 1 + 10 + 5 + 1 + 1 + 1
-	// maxReference is what record 0 has beyond that: one more byte of length,
-	// the header's key and value with their lengths.
-	maxReference = 1 + 1 + len(HeaderKey) + 1 + maxRefSize
-	// peekSize is how much of the records is decompressed to look at record 0.
+	// peekSize is how much of the uncompressed records detection looks at.
 	peekSize = 512
+	// maxRecord0 bounds record 0 of a placeholder: length 2, attributes 1,
+	// timestamp delta 10, offset delta 1, key 1, value 1, number of headers 1,
+	// the header's key 1 and itself, its value 2 and itself.
+	maxRecord0 = 2 + 1 + 10 + 1 + 1 + 1 + 1 + 1 + len(HeaderKey) + 2 + maxRefSize
+	// maxRecord0Loose is the same with every varint as long as Kafka reads
+	// one. Only a client writes such; a broker that compresses anew does not.
+	maxRecord0Loose = 5 + 1 + 10 + 5 + 5 + 5 + 5 + 5 + len(HeaderKey) + 5 + maxRefSize
 )
 
-// Record 0 is within what is peeked at.
-var _ [peekSize - maxEmptyRecord - maxReference]struct{}
+// Record 0 is within what is looked at, however it is written.
+var _ [peekSize - maxRecord0Loose]struct{}
 
 // maxRecords is the largest size of a placeholder's records, uncompressed.
-func maxRecords(count int32) int { return maxReference + maxEmptyRecord*int(count) }
+// Each but the first has length 1, attributes 1, timestamp delta at most 10,
+// its offset delta, and 1 each for key, value and number of headers.
+func maxRecords(count int32) int64 {
+	offsetDelta := (bits.Len64(2*uint64(count)) + 6) / 7
+	return int64(maxRecord0) + (int64(count)-1)*int64(15+offsetDelta)
+}
 
-// maxCompressed bounds what any codec makes of n bytes, in the formats that
-// Kafka's clients and brokers write:
-//
-//	gzip    n + 5 for each 16 KiB stored block + 18 of header and trailer
-//	snappy  n + n/6 + 32 for each block (32 KiB in Java's framing) + 4 each + 16
-//	lz4     n + 8 for each stored block of at least 64 KiB + 19 + 8
-//	zstd    n + n/256 + 64 + 18
-//
-// n/4 + 256 is above each of these additions for every n.
-func maxCompressed(n int) int { return n + n/4 + 256 }
+// maxPacked bounds what an encoder makes of n bytes; the package's
+// documentation says why, for each codec.
+func maxPacked(codec int, n int64) int64 {
+	switch codec {
+	case wire.CodecGzip:
+		return n + n>>3 + n>>6 + 64
+	case wire.CodecSnappy:
+		return n + n/6 + 36*(n>>10+1) + xerialHeaderSize
+	case wire.CodecLz4:
+		return n + 8*(n>>16+1) + 32
+	case wire.CodecZstd:
+		return n + n>>8 + 3*(n>>10+1) + 96
+	}
+	return n
+}
 
-// Candidate reports whether a batch may be a placeholder, by its header alone.
-// It is never false for one.
+// Candidate reports whether a batch may be a placeholder. It is never false
+// for one. It reads the header, and of uncompressed batches record 0.
 func Candidate(b wire.Batch) bool {
 	if !b.IsV2() {
 		return false
@@ -46,21 +55,25 @@ func Candidate(b wire.Batch) bool {
 	if count < 1 || b.LastOffsetDelta() != count-1 || b.IsControl() {
 		return false
 	}
-	limit := maxRecords(count)
-	if b.Codec() != wire.CodecNone {
-		limit = maxCompressed(limit)
+	if b.Codec() == wire.CodecNone {
+		return readHead(b.Body()).shaped
 	}
-	return len(b)-wire.BatchHeaderSize <= limit
+	return int64(len(b)-wire.BatchHeaderSize) <= maxPacked(b.Codec(), maxRecords(count))
 }
 
-// Reserved reports whether a client's batch would be taken for a placeholder
-// when it is fetched; see the package's documentation on Detection.
+// Reserved reports whether a client's batch carries HeaderKey in record 0, as
+// far as the first 512 bytes of its records show. It is true for all that Parse
+// would take for a placeholder, now or after a broker compressed it anew, and
+// therefore does not look at sizes.
 func Reserved(b wire.Batch) bool {
-	if !b.IsV2() || b.Codec() != wire.CodecNone && !Candidate(b) {
+	if !b.IsV2() {
 		return false
 	}
-	_, is, _ := reference(b)
-	return is
+	if b.Codec() == wire.CodecNone {
+		return readHead(b.Body()[:min(peekSize, len(b.Body()))]).reserved
+	}
+	var space [peekSize]byte
+	return readHead(peek(space[:0], b)).reserved
 }
 
 // Parse returns the reference of a placeholder; false for any other batch. The
@@ -70,107 +83,101 @@ func Parse(b wire.Batch) (Signed, bool, error) {
 	if !Candidate(b) {
 		return Signed{}, false, nil
 	}
-	value, is, err := reference(b)
-	if !is {
+	var space [peekSize]byte
+	records := b.Body()
+	if b.Codec() != wire.CodecNone {
 		// Records that cannot be decompressed are the consumer's to judge, as
 		// they are without sluice. Every placeholder can be.
+		records = peek(space[:0], b)
+	}
+	h := readHead(records)
+	if !h.shaped {
 		return Signed{}, false, nil
 	}
-	if err != nil {
-		return Signed{}, true, err
-	}
-	s, err := parseRef(value)
+	s, err := parseRef(h.value)
 	return s, true, err
 }
 
-// Shaped reports whether the records of a batch that Parse recognized are no
-// larger than a placeholder's can be, decompressed. When they are, it is some
-// client's data that begins like a placeholder.
-func Shaped(b wire.Batch) bool {
-	f := inflaters.Get().(*inflater)
-	defer f.free()
-	limit := maxRecords(b.NumRecords())
-	records, err := f.all(b, limit)
-	return err == nil && len(records) <= limit
+// head is what the start of the records says of record 0.
+type head struct {
+	reserved bool   // it has a header HeaderKey
+	shaped   bool   // and no other, a null key and an empty value
+	value    []byte // of the header; nil when it is null or not all there
 }
 
-// reference finds the reference in record 0: null key, zero-length value, and
-// exactly one header, HeaderKey. The value is a copy.
-func reference(b wire.Batch) (value []byte, is bool, err error) {
-	if b.Codec() == wire.CodecNone {
-		return record0(b.Body()[:min(peekSize, len(b.Body()))])
+// readHead reads record 0 as leniently as Kafka does: what a broker makes of
+// it when it compresses anew is in the strictest form.
+func readHead(p []byte) (h head) {
+	c := cursor{b: p}
+	c.varint() // length
+	c.take(1)  // attributes
+	c.varlong()
+	c.varint() // offset delta
+	key := c.varint()
+	c.take(key)
+	value := c.varint()
+	c.take(value)
+	headers := c.varint()
+	for range max(headers, 0) {
+		size := c.varint()
+		name := c.take(size)
+		if c.ended || size < 0 {
+			return h
+		}
+		if string(name) == HeaderKey {
+			h.reserved = true
+			if h.shaped = headers == 1 && key < 0 && value == 0; h.shaped {
+				h.value = c.take(c.varint())
+			}
+			return h
+		}
+		c.take(c.varint())
 	}
-	f := inflaters.Get().(*inflater)
-	defer f.free()
-	records, err := f.peek(b, peekSize, maxRecords(max(b.NumRecords(), 1)))
-	if err != nil {
-		return nil, false, err
-	}
-	value, is, err = record0(records)
-	return append([]byte(nil), value...), is, err
+	return h
 }
 
-func record0(p []byte) (value []byte, is bool, err error) {
-	r := scanner{b: p}
-	size := r.varint()
-	if size < 0 || r.failed {
-		return nil, false, nil
-	}
-	r.skip(1)             // attributes
-	r.varint()            // timestamp delta
-	if r.varint() != 0 || // offset delta
-		r.varint() != -1 || // key
-		r.varint() != 0 || // value
-		r.varint() != 1 || // headers
-		r.failed {
-		return nil, false, nil
-	}
-	if key := r.bytes(r.varint()); string(key) != HeaderKey {
-		return nil, false, nil
-	}
-	value = r.bytes(r.varint())
-	if r.failed {
-		return nil, true, errRef
-	}
-	return value, true, nil
+// cursor reads record 0. ended says that it goes on beyond what is there, or
+// makes no sense.
+type cursor struct {
+	b     []byte
+	ended bool
 }
 
-// scanner reads the zigzag varints and lengths of records.
-type scanner struct {
-	b      []byte
-	at     int
-	failed bool
-}
-
-func (s *scanner) varint() int64 {
+func (c *cursor) varint() int32 {
 	// Most are one byte.
-	if s.at < len(s.b) && s.b[s.at] < 0x80 {
-		v := s.b[s.at]
-		s.at++
-		return int64(v>>1) ^ -int64(v&1)
+	if len(c.b) > 0 && c.b[0] < 0x80 {
+		v := int32(c.b[0])
+		c.b = c.b[1:]
+		return v>>1 ^ -(v & 1)
 	}
-	v, n := binary.Varint(s.b[min(s.at, len(s.b)):])
-	if n <= 0 {
-		s.failed = true
-		return 0
-	}
-	s.at += n
+	v, n := wire.Varint(c.b)
+	c.advance(n)
 	return v
 }
 
-func (s *scanner) skip(n int64) {
-	if s.failed || n < 0 || n > int64(len(s.b)-s.at) {
-		s.failed = true
-		return
-	}
-	s.at += int(n)
+func (c *cursor) varlong() {
+	_, n := wire.Varlong(c.b)
+	c.advance(n)
 }
 
-func (s *scanner) bytes(n int64) []byte {
-	from := s.at
-	s.skip(n)
-	if s.failed {
+func (c *cursor) advance(n int) {
+	if n == 0 {
+		c.ended, c.b = true, nil
+		return
+	}
+	c.b = c.b[n:]
+}
+
+// take returns n bytes, or nil when n is the length of null.
+func (c *cursor) take(n int32) []byte {
+	if n < 0 {
 		return nil
 	}
-	return s.b[from:s.at]
+	if int64(n) > int64(len(c.b)) {
+		c.ended, c.b = true, nil
+		return nil
+	}
+	p := c.b[:n:n]
+	c.b = c.b[n:]
+	return p
 }

@@ -26,7 +26,7 @@ func Patch(original []byte, ph wire.Batch, ref Ref) (header, body []byte, err er
 	}
 	if b.NumRecords() != ph.NumRecords() || b.LastOffsetDelta() != ph.LastOffsetDelta() ||
 		b.ProducerID() != ph.ProducerID() || b.ProducerEpoch() != ph.ProducerEpoch() || b.BaseSequence() != ph.BaseSequence() ||
-		b.IsTransactional() != ph.IsTransactional() {
+		b.IsTransactional() != ph.IsTransactional() || b.IsControl() {
 		return nil, nil, fmt.Errorf("%w: it is another batch", ErrMismatch)
 	}
 	h := append(wire.Batch(nil), b[:wire.BatchHeaderSize]...)

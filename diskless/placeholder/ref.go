@@ -18,10 +18,15 @@ const (
 	refVersion   = 1
 	flagAudit    = 1
 	macSize      = 16
-	fixedRefSize = 1 + 1 + 8 + 16                                                             // version, flags, key id, object id
-	maxRefSize   = fixedRefSize + binary.MaxVarintLen64 + binary.MaxVarintLen32 + 4 + macSize // 61
-	macDomain    = HeaderKey + "\x00"
+	fixedRefSize = 1 + 1 + 8 + 16 // version, flags, key id, object id
+	// maxRefSize bounds a reference of this and every later version: a sluice
+	// that does not know a version must still see that it is a placeholder.
+	maxRefSize = 128
+	macDomain  = HeaderKey + "\x00"
 )
+
+// Version 1 fits.
+var _ [maxRefSize - (fixedRefSize + binary.MaxVarintLen64 + binary.MaxVarintLen32 + 4 + macSize)]struct{}
 
 // KeyID names a MAC key. Ids are random, so one also tells which store a
 // reference belongs to.
@@ -64,9 +69,15 @@ func (r Ref) append(dst []byte) []byte {
 	return binary.BigEndian.AppendUint32(dst, r.CRC)
 }
 
-var errRef = errors.New("the reference is not in a format that this version knows")
+var (
+	errRef     = errors.New("the reference is damaged")
+	errVersion = errors.New("the reference is of a later version of the format: upgrade this sluice")
+)
 
 func parseRef(b []byte) (s Signed, err error) {
+	if len(b) > 0 && b[0] > refVersion {
+		return s, errVersion
+	}
 	if len(b) < fixedRefSize || b[0] != refVersion || b[1]&^flagAudit != 0 {
 		return s, errRef
 	}

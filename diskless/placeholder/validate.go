@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
@@ -20,8 +19,9 @@ var ErrControl = errors.New("control batch")
 var ErrMagic = errors.New("message format before v2")
 
 // maxRecordCount bounds the records of a batch that is made a placeholder of:
-// beyond it a placeholder saves next to nothing.
-const maxRecordCount = 1 << 20
+// beyond it a placeholder saves next to nothing, and a small batch that
+// decompresses to many empty records would make a large one.
+const maxRecordCount = 1 << 18
 
 // knownAttributes are the bits that a producer may set.
 const knownAttributes = wire.AttrCodecMask | wire.AttrTransactional
@@ -79,20 +79,19 @@ func Validate(b wire.Batch) (*Original, error) {
 		return invalid("transactional without a producer id")
 	}
 
-	f := inflaters.Get().(*inflater)
-	defer f.free()
-	records, err := f.all(b, maxInflated)
+	s, err := newScanner(b)
 	if err != nil {
 		return invalid("records: %v", err)
 	}
+	defer s.release()
 	o := &Original{header: append(wire.Batch(nil), b[:wire.BatchHeaderSize]...)}
-	// An empty record takes 7 bytes or 8 in all but odd cases.
-	o.rest = make([]byte, 0, min(8*int(count), len(records)))
-	s := scanner{b: records}
+	// An empty record takes 7 bytes or 8 in all but odd cases. What the header
+	// claims is not worth more memory than the batch itself suggests.
+	o.rest = make([]byte, 0, min(8*int(count), 4*len(b)))
 	for i := range count {
-		delta, err := record(&s, i)
-		if err != nil {
-			return invalid("record %d: %v", i, err)
+		delta := s.record(i)
+		if s.err != nil {
+			return invalid("record %d: %v", i, s.err)
 		}
 		if i == 0 {
 			o.first = delta
@@ -100,56 +99,10 @@ func Validate(b wire.Batch) (*Original, error) {
 			o.rest = appendEmpty(o.rest, delta, i)
 		}
 	}
-	if s.at != len(records) {
-		return invalid("%d bytes after the last record", len(records)-s.at)
+	if err := s.end(); err != nil {
+		return invalid("after the last record: %v", err)
 	}
 	return o, nil
-}
-
-var errRecord = errors.New("it does not end where it should")
-
-// record checks one record and returns its timestamp delta.
-func record(s *scanner, index int32) (delta int64, err error) {
-	size := s.varint()
-	from := s.at
-	if s.failed || size < 0 || size > int64(len(s.b)-from) {
-		return 0, errRecord
-	}
-	s.skip(1) // attributes, unused
-	delta = s.varint()
-	if offset := s.varint(); offset != int64(index) {
-		return 0, fmt.Errorf("its offset delta is %d", offset)
-	}
-	for range 2 { // key, value
-		n := s.varint()
-		if n < -1 || n > math.MaxInt32 {
-			return 0, errRecord
-		}
-		s.skip(max(n, 0))
-	}
-	headers := s.varint()
-	if headers < 0 || headers > size {
-		return 0, fmt.Errorf("it has %d headers", headers)
-	}
-	for range headers {
-		if n := s.varint(); n < 0 {
-			return 0, errors.New("a header has no key")
-		} else {
-			s.skip(n)
-		}
-		n := s.varint()
-		if n < -1 {
-			return 0, errRecord
-		}
-		s.skip(max(n, 0))
-		if s.failed {
-			break
-		}
-	}
-	if s.failed || int64(s.at-from) != size {
-		return 0, errRecord
-	}
-	return delta, nil
 }
 
 // appendEmpty encodes a record without key, value bytes and headers.
@@ -158,7 +111,7 @@ func appendEmpty(dst []byte, delta int64, index int32) []byte {
 	dst = append(dst, 0, 0) // length, attributes
 	dst = binary.AppendVarint(dst, delta)
 	dst = binary.AppendVarint(dst, int64(index))
-	dst = append(dst, 1, 0, 0) // key -1, value 0, headers 0
+	dst = append(dst, varintNull, 0, 0) // key, value, headers
 	dst[at] = byte(len(dst)-at-1) << 1
 	return dst
 }
