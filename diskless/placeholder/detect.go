@@ -55,16 +55,21 @@ func Candidate(b wire.Batch) bool {
 	if count < 1 || b.LastOffsetDelta() != count-1 || b.IsControl() {
 		return false
 	}
-	if b.Codec() == wire.CodecNone {
-		return readHead(b.Body()).shaped
+	limit := maxRecords(count)
+	if codec := b.Codec(); codec != wire.CodecNone {
+		limit = maxPacked(codec, limit)
 	}
-	return int64(len(b)-wire.BatchHeaderSize) <= maxPacked(b.Codec(), maxRecords(count))
+	if int64(len(b)-wire.BatchHeaderSize) > limit {
+		return false
+	}
+	return b.Codec() != wire.CodecNone || readHead(b.Body()).shaped
 }
 
 // Reserved reports whether a client's batch carries HeaderKey in record 0, as
 // far as the first 512 bytes of its records show. It is true for all that Parse
 // would take for a placeholder, now or after a broker compressed it anew, and
-// therefore does not look at sizes.
+// therefore does not look at sizes. For the same reason it is true for
+// compressed records that are intact, by their CRC, and yet unreadable here.
 func Reserved(b wire.Batch) bool {
 	if !b.IsV2() {
 		return false
@@ -73,7 +78,11 @@ func Reserved(b wire.Batch) bool {
 		return readHead(b.Body()[:min(peekSize, len(b.Body()))]).reserved
 	}
 	var space [peekSize]byte
-	return readHead(peek(space[:0], b)).reserved
+	records, ok := peek(space[:0], b)
+	if !ok && b.ComputeCRC() == b.CRC() {
+		return true
+	}
+	return readHead(records).reserved
 }
 
 // Parse returns the reference of a placeholder; false for any other batch. The
@@ -88,7 +97,7 @@ func Parse(b wire.Batch) (Signed, bool, error) {
 	if b.Codec() != wire.CodecNone {
 		// Records that cannot be decompressed are the consumer's to judge, as
 		// they are without sluice. Every placeholder can be.
-		records = peek(space[:0], b)
+		records, _ = peek(space[:0], b)
 	}
 	h := readHead(records)
 	if !h.shaped {

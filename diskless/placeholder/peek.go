@@ -3,6 +3,7 @@ package placeholder
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"io"
 	"sync"
 
@@ -12,13 +13,13 @@ import (
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
-// peek appends to dst, which has room for peekSize bytes, the first of them
-// that a compressed batch's records decompress to: fewer when there are fewer,
-// or when what follows them is corrupt. It takes everything that a broker's
-// decoder takes, and more: it checks no checksum and no limit. What it cannot
-// read, a broker refuses and a consumer cannot read either.
-func peek(dst []byte, b wire.Batch) []byte {
-	dst = dst[:0:peekSize]
+// peek fills dst, to its capacity, with the first of the bytes that a
+// compressed batch's records decompress to, or with all of them if they are
+// fewer. ok is false when neither can be had. dst's capacity is peekSize.
+//
+// It is lenient: other than Validate's decoders it checks no limits and, where
+// it has read enough, no checksums, and takes several frames in a row.
+func peek(dst []byte, b wire.Batch) (_ []byte, ok bool) {
 	body := b.Body()
 	switch b.Codec() {
 	case wire.CodecGzip:
@@ -30,150 +31,136 @@ func peek(dst []byte, b wire.Batch) []byte {
 	case wire.CodecZstd:
 		return peekZstd(dst, body)
 	}
-	return dst
+	return dst, true // no codec that anybody knows
+}
+
+func full(dst []byte) bool { return len(dst) == cap(dst) }
+
+// appendSome appends what there is room for.
+func appendSome(dst, src []byte) []byte {
+	return append(dst, src[:min(len(src), cap(dst)-len(dst))]...)
 }
 
 // appendMatch appends length bytes from offset before dst's end, as far as
-// dst has room.
-func appendMatch(dst []byte, offset, length int) ([]byte, bool) {
-	if offset <= 0 || offset > len(dst) {
+// there is room. from is where dst begins for matches.
+func appendMatch(dst []byte, from, offset, length int) (_ []byte, ok bool) {
+	if offset <= 0 || offset > len(dst)-from {
 		return dst, false
 	}
 	for length = min(length, cap(dst)-len(dst)); length > 0; {
+		at := len(dst) - offset
 		n := min(offset, length)
-		dst = append(dst, dst[len(dst)-offset:len(dst)-offset+n]...)
+		dst = append(dst, dst[at:at+n]...)
 		length -= n
 	}
 	return dst, true
 }
 
-func appendSome(dst, src []byte) []byte {
-	return append(dst, src[:min(len(src), cap(dst)-len(dst))]...)
-}
-
-func full(dst []byte) bool { return len(dst) == cap(dst) }
-
-// peekSnappy reads raw snappy, and xerial's framing with its header anywhere
+// peekSnappy reads raw snappy, and xerial's framing with its header again
 // between blocks, as snappy-java does.
-func peekSnappy(dst, body []byte) []byte {
+func peekSnappy(dst, body []byte) (_ []byte, ok bool) {
 	if !isXerial(body) {
-		dst, _ = peekSnappyBlock(dst, body)
-		return dst
+		return peekSnappyBlock(dst, body)
 	}
-	for len(body) >= 4 && !full(dst) {
+	for len(body) > 0 && !full(dst) {
 		if isXerial(body) {
 			body = body[xerialHeaderSize:]
 			continue
 		}
-		n := int64(binary.BigEndian.Uint32(body))
-		body = body[4:]
-		block := body[:min(n, int64(len(body)))]
-		body = body[len(block):]
-		var ok bool
-		if dst, ok = peekSnappyBlock(dst, block); !ok {
-			break
+		if len(body) < 4 {
+			return dst, false
 		}
+		n := min(int64(binary.BigEndian.Uint32(body)), int64(len(body)-4))
+		if dst, ok = peekSnappyBlock(dst, body[4:4+n]); !ok {
+			return dst, false
+		}
+		body = body[4+n:]
 	}
-	return dst
+	return dst, true
 }
 
-// peekSnappyBlock decodes one block of raw snappy until dst is full.
+// peekSnappyBlock reads one block of raw snappy (format_description.txt of
+// google/snappy).
 func peekSnappyBlock(dst, b []byte) (_ []byte, ok bool) {
 	_, n := binary.Uvarint(b)
 	if n <= 0 {
 		return dst, false
 	}
 	b = b[n:]
-	start := len(dst) // matches do not reach into other blocks
-	for len(b) > 0 && !full(dst) {
-		tag := b[0]
-		length := int(tag >> 2)
-		var offset int
-		switch extra := [4]int{0, 1, 2, 4}[tag&3]; {
-		case tag&3 == 0:
+	for from := len(dst); len(b) > 0 && !full(dst); {
+		tag := int(b[0])
+		size := [4]int{1, 2, 3, 5}[tag&3]
+		length := tag >> 2
+		if tag&3 == 0 && length >= 60 {
+			size += length - 59
+		}
+		if len(b) < size {
+			return dst, false
+		}
+		offset := 0
+		switch operand := b[1:size]; tag & 3 {
+		case 0:
 			if length >= 60 {
-				k := length - 59
-				if len(b) < 1+k {
-					return dst, false
-				}
 				length = 0
-				for i := k; i > 0; i-- {
-					length = length<<8 | int(b[i])
+				for i := len(operand) - 1; i >= 0; i-- {
+					length = length<<8 | int(operand[i])
 				}
-				b = b[k:]
 			}
-			b = b[1:]
-			dst = appendSome(dst, b[:min(length+1, len(b))])
-			if length+1 > len(b) {
+			length++
+			literals := b[size:]
+			dst = appendSome(dst, literals[:min(length, len(literals))])
+			if length > len(literals) {
 				return dst, full(dst)
 			}
-			b = b[length+1:]
+			b = literals[length:]
 			continue
-		case len(b) < 1+extra:
-			return dst, false
-		case extra == 1:
+		case 1:
 			length = 4 + length&7
-			offset = int(tag&0xe0)<<3 | int(b[1])
-			b = b[2:]
-		case extra == 2:
+			offset = tag>>5<<8 | int(operand[0])
+		case 2:
 			length++
-			offset = int(binary.LittleEndian.Uint16(b[1:]))
-			b = b[3:]
-		default:
+			offset = int(binary.LittleEndian.Uint16(operand))
+		case 3:
 			length++
-			offset = int(binary.LittleEndian.Uint32(b[1:]))
-			b = b[5:]
+			offset = int(binary.LittleEndian.Uint32(operand))
 		}
-		if offset > len(dst)-start {
+		if dst, ok = appendMatch(dst, from, offset, length); !ok {
 			return dst, false
 		}
-		if dst, ok = appendMatch(dst, offset, length); !ok {
-			return dst, false
-		}
+		b = b[size:]
 	}
 	return dst, true
 }
 
-func peekLz4(dst, body []byte) []byte {
+func peekLz4(dst, body []byte) (_ []byte, ok bool) {
 	f, ok := parseLz4Frame(body)
 	if !ok {
-		return dst
+		return dst, false
 	}
-	rest := body[f.header:]
-	for !full(dst) {
-		var block []byte
-		var stored bool
-		if block, stored, rest, ok = f.block(rest); !ok {
-			break
-		}
-		if stored {
+	for rest := body[f.header:]; !full(dst); {
+		block, stored, next, ok := f.block(rest)
+		switch {
+		case !ok: // the end mark, which ends it for Kafka whatever follows
+			return dst, len(rest) >= 4 && binary.LittleEndian.Uint32(rest) == 0
+		case stored:
 			dst = appendSome(dst, block)
-		} else if dst, ok = peekLz4Block(dst, block); !ok {
-			break
-		}
-	}
-	return dst
-}
-
-// peekLz4Block decodes one lz4 block until dst is full.
-func peekLz4Block(dst, b []byte) (_ []byte, ok bool) {
-	extend := func(n int) (int, bool) {
-		if n != 15 {
-			return n, true
-		}
-		for i, v := range b {
-			if n += int(v); v != 255 {
-				b = b[i+1:]
-				return n, true
+		default:
+			if dst, ok = peekLz4Block(dst, block); !ok {
+				return dst, false
 			}
 		}
-		return n, false
+		rest = next
 	}
+	return dst, true
+}
+
+// peekLz4Block reads one block (lz4_Block_format.md of lz4/lz4).
+func peekLz4Block(dst, b []byte) (_ []byte, ok bool) {
 	for len(b) > 0 {
 		token := int(b[0])
 		b = b[1:]
-		literals, ok := extend(token >> 4)
-		if !ok {
+		var literals, length int
+		if literals, b, ok = lz4Length(token>>4, b); !ok {
 			return dst, false
 		}
 		dst = appendSome(dst, b[:min(literals, len(b))])
@@ -190,12 +177,11 @@ func peekLz4Block(dst, b []byte) (_ []byte, ok bool) {
 			return dst, false
 		}
 		offset := int(binary.LittleEndian.Uint16(b))
-		b = b[2:]
-		length, ok := extend(token & 15)
-		if !ok {
+		if length, b, ok = lz4Length(token&15, b[2:]); !ok {
 			return dst, false
 		}
-		if dst, ok = appendMatch(dst, offset, length+4); !ok {
+		// A block that depends on others may refer to them: lenient.
+		if dst, ok = appendMatch(dst, 0, offset, length+4); !ok {
 			return dst, false
 		}
 		if full(dst) {
@@ -205,47 +191,79 @@ func peekLz4Block(dst, b []byte) (_ []byte, ok bool) {
 	return dst, true
 }
 
+func lz4Length(n int, b []byte) (length int, rest []byte, ok bool) {
+	if n < 15 {
+		return n, b, true
+	}
+	for i, v := range b {
+		if n += int(v); v != 255 {
+			return n, b[i+1:], true
+		}
+	}
+	return n, nil, false
+}
+
 // peeker keeps the decoders that are dear to make.
 type peeker struct {
 	in   bytes.Reader
 	gzip gzip.Reader
-	zstd *zstd.Decoder
-	one  zstdReader
-	buf  [peekSize]byte
+
+	zstd  *zstd.Decoder
+	frame zstdReader
+
+	buf [peekSize]byte
 }
 
 var peekers = sync.Pool{New: func() any { return new(peeker) }}
 
-// gzipBite is how much input a peek gives to gzip at first: inflate decodes
-// its whole window of 32 KiB before it gives a byte of it away, unless its
-// input ends. Enough for the tables and 512 bytes in most batches.
+// read reads until n bytes are in buf. A nil error says that there are, or
+// that r ended as it should.
+func (p *peeker) read(r io.Reader, n int) (got []byte, err error) {
+	at := 0
+	for at < n && err == nil {
+		var k int
+		k, err = r.Read(p.buf[at:n])
+		at += k
+	}
+	if at == n || err == io.EOF {
+		err = nil
+	}
+	return p.buf[:at], err
+}
+
+// gzipBite is how much of its input gzip gets at first: inflate decodes its
+// whole window of 32 KiB before it gives any of it away, unless its input ends.
+// This is enough for the tables and 512 bytes of most batches.
 const gzipBite = 768
 
-func peekGzip(dst, body []byte) []byte {
+func peekGzip(dst, body []byte) (_ []byte, ok bool) {
 	p := peekers.Get().(*peeker)
 	defer peekers.Put(p)
+	defer p.in.Reset(nil)
 	for bite := gzipBite; ; bite *= 8 {
+		whole := bite >= len(body)
 		p.in.Reset(body[:min(bite, len(body))])
-		n := 0
-		if p.gzip.Reset(&p.in) == nil {
-			n, _ = io.ReadFull(&p.gzip, p.buf[:]) // what could be read is the answer
+		err := p.gzip.Reset(&p.in)
+		var got []byte
+		if err == nil {
+			got, err = p.read(&p.gzip, cap(dst)-len(dst))
 		}
-		if n == peekSize || bite >= len(body) {
-			p.in.Reset(nil)
-			return append(dst, p.buf[:n]...)
+		if whole || len(got) == cap(dst)-len(dst) {
+			return append(dst, got...), err == nil
 		}
 	}
 }
 
-// zstdReader yields one frame with a header of our own in place of the
-// client's, so that no client decides how much memory a peek takes.
+// zstdReader yields one frame's blocks under a header of our own, so that no
+// client decides how much memory a peek takes.
 type zstdReader struct {
 	header []byte
 	blocks []byte
 }
 
-// Magic, no checksum or dictionary, and a window of 256 KiB: what 512 bytes
-// and one block need. The decoder allows blocks of 128 KiB then.
+// zstdPeekHeader has no checksum, no dictionary, no content size, and a window
+// of 256 KiB: no match of a block that begins within the first 512 bytes
+// reaches further back.
 var zstdPeekHeader = []byte{0x28, 0xB5, 0x2F, 0xFD, 0x00, 8 << 3}
 
 const zstdPeekWindow = 256 << 10
@@ -261,40 +279,42 @@ func (r *zstdReader) Read(p []byte) (n int, err error) {
 	return n + m, nil
 }
 
-func peekZstd(dst, body []byte) []byte {
+func peekZstd(dst, body []byte) (_ []byte, ok bool) {
 	p := peekers.Get().(*peeker)
 	defer peekers.Put(p)
 	if p.zstd == nil {
 		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(zstdPeekWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
-			return dst // options of ours, not of the batch
+			return dst, false // the options are wrong: every test would fail
 		}
 		p.zstd = d
 	}
+	defer func() {
+		p.frame = zstdReader{}
+		// Let go of the input. There is none, says the error.
+		if err := p.zstd.Reset(nil); err != nil && !errors.Is(err, zstd.ErrDecoderNilInput) {
+			p.zstd = nil
+		}
+	}()
 	for len(body) > 0 && !full(dst) {
-		f, whole := parseZstdFrame(body)
-		if f.header == 0 || f.header > len(body) {
-			break
+		f, ok := parseZstdFrame(body)
+		if !ok {
+			return dst, false
 		}
 		if !f.skippable {
-			p.one = zstdReader{header: zstdPeekHeader, blocks: body[f.header:min(max(f.blocks, f.header), len(body))]}
-			if p.zstd.Reset(&p.one) != nil {
-				break
+			p.frame = zstdReader{header: zstdPeekHeader, blocks: body[f.header:f.blocks]}
+			err := p.zstd.Reset(&p.frame)
+			if err != nil {
+				return dst, false
 			}
-			n, err := io.ReadFull(p.zstd, p.buf[:cap(dst)-len(dst)])
-			dst = append(dst, p.buf[:n]...)
-			if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-				break
+			var got []byte
+			got, err = p.read(p.zstd, cap(dst)-len(dst))
+			dst = append(dst, got...)
+			if err != nil {
+				return dst, false
 			}
-		}
-		if !whole {
-			break
 		}
 		body = body[f.size:]
 	}
-	if p.zstd != nil {
-		_ = p.zstd.Reset(nil)
-	}
-	p.one = zstdReader{}
-	return dst
+	return dst, true
 }
