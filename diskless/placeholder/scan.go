@@ -150,6 +150,9 @@ func (s *scanner) field() {
 // record reads the record with index i and returns its timestamp delta.
 func (s *scanner) record(i int32) (delta int64) {
 	size := s.varint()
+	if size < 0 {
+		s.fault(errSize)
+	}
 	from := s.pos()
 	s.attributes()
 	delta = s.varlong()

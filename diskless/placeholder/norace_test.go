@@ -1,0 +1,5 @@
+//go:build !race
+
+package placeholder
+
+const raceEnabled = false
