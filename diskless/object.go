@@ -116,7 +116,7 @@ func ReadFooter(end []byte, size int64) ([]Entry, error) {
 	if crc32.Checksum(footer, wire.Castagnoli) != binary.BigEndian.Uint32(trailer[4:]) {
 		return nil, fmt.Errorf("%w: the footer's checksum is wrong", ErrObject)
 	}
-	payload := uint64(size - trailerSize - length)
+	payload := uint64(size - int64(trailerSize) - length)
 	var entries []Entry
 	at := uint64(0)
 	for r := (footerReader{b: footer}); len(r.b) > 0; {

@@ -117,8 +117,8 @@ func (t *Tier) lookup(ctx context.Context, id placeholder.KeyID) (*writer, place
 // inlinePiece is a batch of the broker's own.
 type inlinePiece struct{ wire.Batch }
 
-func (p inlinePiece) Records() int                          { return recordsOf(p.Batch) }
-func (p inlinePiece) Placeholder() bool                     { return false }
+func (p inlinePiece) Records() int                           { return recordsOf(p.Batch) }
+func (p inlinePiece) Placeholder() bool                      { return false }
 func (p inlinePiece) Load(context.Context) ([][]byte, error) { return [][]byte{p.Batch}, nil }
 
 func recordsOf(b wire.Batch) int {

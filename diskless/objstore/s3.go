@@ -1,0 +1,218 @@
+package objstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+)
+
+// S3Options say where a bucket is and who we are.
+type S3Options struct {
+	Endpoint  string // "" is AWS; else http:// or https:// and host[:port]
+	Region    string
+	Bucket    string
+	Prefix    string // without slashes at either end
+	AccessKey string // "": the usual AWS sources
+	SecretKey string
+	PathStyle bool
+	// MaxConnections bounds connections to the store; 0 is 64.
+	MaxConnections int
+}
+
+// S3 keeps objects in a bucket, under a prefix.
+type S3 struct {
+	client *minio.Client
+	bucket string
+	prefix string
+	name   string
+}
+
+const (
+	awsEndpoint       = "https://s3.amazonaws.com"
+	defaultS3Conns    = 64
+	s3ResponseTimeout = 30 * time.Second
+)
+
+// OpenS3 returns a store; it asks the bucket nothing.
+func OpenS3(o S3Options) (*S3, error) {
+	endpoint := o.Endpoint
+	if endpoint == "" {
+		endpoint = awsEndpoint
+	}
+	u, err := url.Parse(endpoint)
+	if err != nil || u.Host == "" {
+		return nil, fmt.Errorf("s3 endpoint %q: want http:// or https:// and host[:port]", endpoint)
+	}
+	if o.MaxConnections == 0 {
+		o.MaxConnections = defaultS3Conns
+	}
+	creds := credentials.NewStaticV4(o.AccessKey, o.SecretKey, "")
+	if o.AccessKey == "" {
+		creds = credentials.NewChainCredentials([]credentials.Provider{
+			&credentials.EnvAWS{},
+			&credentials.FileAWSCredentials{},
+			&credentials.IAM{},
+		})
+	}
+	lookup := minio.BucketLookupAuto
+	if o.PathStyle {
+		lookup = minio.BucketLookupPath
+	}
+	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
+	client, err := minio.New(u.Host, &minio.Options{
+		Creds:        creds,
+		Secure:       u.Scheme == "https",
+		Region:       o.Region,
+		BucketLookup: lookup,
+		MaxRetries:   1, // Retrying decides
+		Transport: &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           dialer.DialContext,
+			MaxConnsPerHost:       o.MaxConnections,
+			MaxIdleConnsPerHost:   o.MaxConnections,
+			IdleConnTimeout:       90 * time.Second,
+			TLSHandshakeTimeout:   10 * time.Second,
+			ResponseHeaderTimeout: s3ResponseTimeout,
+			WriteBufferSize:       128 << 10,
+			ReadBufferSize:        128 << 10,
+			DisableCompression:    true,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("s3: %w", err)
+	}
+	s := &S3{client: client, bucket: o.Bucket, name: "s3://" + o.Bucket}
+	if o.Prefix != "" {
+		s.prefix = strings.Trim(o.Prefix, "/") + "/"
+		s.name += "/" + strings.Trim(o.Prefix, "/")
+	}
+	return s, nil
+}
+
+func (s *S3) put(ctx context.Context, key string, body []byte, absent bool) error {
+	if err := checkKey(key); err != nil {
+		return fmt.Errorf("%v: put %q: %w", s, key, err)
+	}
+	opts := minio.PutObjectOptions{
+		// The body's integrity is in its CRC-32C, which the store verifies:
+		// a fiftieth of the cost of a signed SHA-256.
+		DisableContentSha256: true,
+		DisableMultipart:     true,
+		Checksum:             minio.ChecksumCRC32C,
+		ContentType:          "application/octet-stream",
+	}
+	if absent {
+		opts.SetMatchETagExcept("*")
+	}
+	_, err := s.client.PutObject(ctx, s.bucket, s.prefix+key, bytes.NewReader(body), int64(len(body)), opts)
+	return s.fault("put", key, err)
+}
+
+// Put implements Store.
+func (s *S3) Put(ctx context.Context, key string, body []byte) error {
+	return s.put(ctx, key, body, false)
+}
+
+// PutIfAbsent implements Store.
+func (s *S3) PutIfAbsent(ctx context.Context, key string, body []byte) error {
+	return s.put(ctx, key, body, true)
+}
+
+// Get implements Store.
+func (s *S3) Get(ctx context.Context, key string, offset, length int64) ([]byte, error) {
+	if length == 0 {
+		return nil, nil
+	}
+	var opts minio.GetObjectOptions
+	switch {
+	case length > 0:
+		_ = opts.SetRange(offset, offset+length-1)
+	case offset > 0:
+		_ = opts.SetRange(offset, 0)
+	}
+	core := minio.Core{Client: s.client}
+	r, info, _, err := core.GetObject(ctx, s.bucket, s.prefix+key, opts)
+	if err != nil {
+		if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
+			return nil, nil
+		}
+		return nil, s.fault("get", key, err)
+	}
+	defer r.Close()
+	body := make([]byte, max(info.Size, 0))
+	if _, err := io.ReadFull(r, body); err != nil {
+		// The answer was cut short: as good as no answer.
+		return nil, fmt.Errorf("%v: get %s: %w: %w", s, key, ErrUnavailable, err)
+	}
+	return body, nil
+}
+
+// List implements Store.
+func (s *S3) List(ctx context.Context, prefix, startAfter string, fn func(Info) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	opts := minio.ListObjectsOptions{Prefix: s.prefix + prefix, Recursive: true}
+	if startAfter != "" {
+		opts.StartAfter = s.prefix + startAfter
+	}
+	for o := range s.client.ListObjects(ctx, s.bucket, opts) {
+		if o.Err != nil {
+			return s.fault("list", prefix, o.Err)
+		}
+		if err := fn(Info{strings.TrimPrefix(o.Key, s.prefix), o.Size, o.LastModified}); err != nil {
+			return err
+		}
+	}
+	return s.fault("list", prefix, ctx.Err())
+}
+
+// Delete implements Store.
+func (s *S3) Delete(ctx context.Context, key string) error {
+	err := s.fault("delete", key, s.client.RemoveObject(ctx, s.bucket, s.prefix+key, minio.RemoveObjectOptions{}))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (s *S3) String() string { return s.name }
+
+// fault maps S3's errors onto the few kinds.
+func (s *S3) fault(op, key string, err error) error {
+	if err == nil {
+		return nil
+	}
+	kind := ErrUnavailable
+	var answer minio.ErrorResponse
+	if errors.As(err, &answer) {
+		switch code := answer.StatusCode; {
+		case answer.Code == minio.NoSuchKey:
+			kind = ErrNotFound
+		case answer.Code == minio.NoSuchBucket:
+			kind = ErrAccess // to create one is not ours
+		case code == http.StatusPreconditionFailed:
+			kind = ErrExists
+		case code == http.StatusNotFound:
+			kind = ErrNotFound
+		case code == http.StatusUnauthorized, code == http.StatusForbidden:
+			kind = ErrAccess
+		case code == http.StatusInsufficientStorage, answer.Code == "QuotaExceeded":
+			kind = ErrFull
+		case code == http.StatusConflict, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500, code == 0:
+			// 409: a conditional PUT raced another; the next try knows.
+		default:
+			return fmt.Errorf("%v: %s %s: %w", s, op, key, err)
+		}
+	}
+	return fmt.Errorf("%v: %s %s: %w: %w", s, op, key, kind, err)
+}

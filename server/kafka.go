@@ -1,0 +1,76 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/lowlatency"
+)
+
+// ClusterOptions says how a configuration reaches its cluster.
+func ClusterOptions(cfg *config.Config, log zerolog.Logger, reg prometheus.Registerer) (lowlatency.Options, error) {
+	o := lowlatency.Options{
+		Bootstrap:   cfg.Kafka.Bootstrap,
+		DialTimeout: cfg.Limits.DialTimeout,
+		InRange: func(id int32) bool {
+			_, ok := cfg.Listen.NodeIDs.Position(id)
+			return ok
+		},
+		Logger:  log,
+		Metrics: reg,
+	}
+	var err error
+	if o.TLS, err = kafkaTLS(cfg.Kafka.TLS); err != nil {
+		return o, fmt.Errorf("kafka.tls: %w", err)
+	}
+	o.SASL, err = mechanism(cfg.Kafka.SASL)
+	return o, err
+}
+
+func kafkaTLS(t config.KafkaTLS) (*tls.Config, error) {
+	if !t.Enabled {
+		return nil, nil
+	}
+	out := &tls.Config{ServerName: t.ServerName, InsecureSkipVerify: t.InsecureSkipVerify, MinVersion: tls.VersionTLS12}
+	if t.CA != "" {
+		pem, err := os.ReadFile(t.CA)
+		if err != nil {
+			return nil, err
+		}
+		out.RootCAs = x509.NewCertPool()
+		if !out.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no certificate", t.CA)
+		}
+	}
+	if t.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+		if err != nil {
+			return nil, err
+		}
+		out.Certificates = []tls.Certificate{cert}
+	}
+	return out, nil
+}
+
+func mechanism(s config.SASL) (sasl.Mechanism, error) {
+	switch s.Mechanism {
+	case "":
+		return nil, nil
+	case "PLAIN":
+		return plain.Auth{User: s.Username, Pass: s.Password}.AsMechanism(), nil
+	case "SCRAM-SHA-256":
+		return scram.Auth{User: s.Username, Pass: s.Password}.AsSha256Mechanism(), nil
+	case "SCRAM-SHA-512":
+		return scram.Auth{User: s.Username, Pass: s.Password}.AsSha512Mechanism(), nil
+	}
+	return nil, fmt.Errorf("kafka.sasl.mechanism %s is not supported", s.Mechanism)
+}

@@ -1,0 +1,262 @@
+// Package server assembles a running sluice from a configuration: it is the
+// only place where the proxy, the tiers and the router meet.
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/rs/zerolog"
+
+	"github.com/sluice-kafka/sluice/admin"
+	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/diskless"
+	"github.com/sluice-kafka/sluice/lowlatency"
+	"github.com/sluice-kafka/sluice/proxy"
+	"github.com/sluice-kafka/sluice/router"
+)
+
+var (
+	_ proxy.Brokers  = (*lowlatency.Cluster)(nil)
+	_ proxy.Payloads = (*diskless.Tier)(nil)
+)
+
+// Options are what a configuration file does not say.
+type Options struct {
+	Logger zerolog.Logger
+	// Listen and Dial replace the network, for tests; nil is TCP.
+	Listen func(network, addr string) (net.Listener, error)
+	Dial   lowlatency.DialFunc
+}
+
+// Server is a running replica.
+type Server struct {
+	log     zerolog.Logger
+	metrics *prometheus.Registry
+	router  atomic.Pointer[router.Router]
+	cluster *lowlatency.Cluster
+	tier    *diskless.Tier
+	proxy   *proxy.Proxy
+	admin   *admin.Server
+
+	cancel context.CancelFunc // background work
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	config *config.Config // in force
+}
+
+// Start brings a replica up. It waits for the cluster until ctx ends; a store
+// that cannot be reached is tried again in the background. A store that must
+// not be used (it belongs to another cluster, its keys are missing) is an
+// error.
+func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err error) {
+	s := &Server{log: opt.Logger, metrics: prometheus.NewRegistry(), config: cfg}
+	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	background, cancel := context.WithCancel(context.Background())
+	s.cancel = cancel
+	defer func() {
+		if err != nil {
+			_ = s.Shutdown(ctx)
+		}
+	}()
+	if err := s.route(cfg); err != nil {
+		return nil, err
+	}
+
+	clusterOptions, err := ClusterOptions(cfg, opt.Logger, s.metrics)
+	if err != nil {
+		return nil, err
+	}
+	clusterOptions.Dial = opt.Dial
+	if s.cluster, err = lowlatency.New(clusterOptions); err != nil {
+		return nil, err
+	}
+	if err := s.cluster.Connect(ctx); err != nil {
+		return nil, err
+	}
+	s.background(func() { s.cluster.Run(background) })
+
+	l := cfg.Limits
+	s.tier, err = diskless.New(diskless.Options{
+		ClusterID: s.cluster.ClusterID(),
+		Limits: diskless.Limits{
+			BufferBytes:       l.WriteBufferBytes,
+			CacheBytes:        l.CacheBytes,
+			PutConcurrency:    l.PutConcurrency,
+			PutTimeout:        l.PutTimeout,
+			InlineBytesPerSec: l.InlineBytesPerSecond,
+			InlineBytesTotal:  l.InlineBytesTotal,
+		},
+		Logger:  opt.Logger,
+		Metrics: s.metrics,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.openStores(ctx, background); err != nil {
+		return nil, err
+	}
+
+	var clientTLS *tls.Config
+	if cfg.Listen.TLS.Enabled() {
+		cert, err := tls.LoadX509KeyPair(cfg.Listen.TLS.Cert, cfg.Listen.TLS.Key)
+		if err != nil {
+			return nil, fmt.Errorf("listen.tls: %w", err)
+		}
+		clientTLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	s.proxy, err = proxy.New(proxy.Options{
+		Bootstrap: cfg.Listen.Bootstrap,
+		Layout:    layout(cfg.Listen),
+		TLS:       clientTLS,
+		Brokers:   s.cluster,
+		Payloads:  s.tier,
+		Router:    s.router.Load,
+		Limits: proxy.Limits{
+			Connections:         l.Connections,
+			ConnectionsPerIP:    l.ConnectionsPerIP,
+			MaxFrameBytes:       int(l.FrameBytes),
+			RequestBytes:        l.RequestMemoryBytes,
+			ResponseBytes:       l.ResponseMemoryBytes,
+			RequestsInFlight:    l.RequestsInFlight,
+			FetchBytes:          int(l.FetchBytes),
+			FirstRequestTimeout: l.FirstRequestTimeout,
+			IdleTimeout:         l.IdleTimeout,
+			FrameTimeout:        l.FrameTimeout,
+			WriteTimeout:        l.WriteTimeout,
+			DialTimeout:         l.DialTimeout,
+			HydrateTimeout:      l.HydrateTimeout,
+			DrainTimeout:        l.DrainTimeout,
+		},
+		Listen:  opt.Listen,
+		Logger:  opt.Logger,
+		Metrics: s.metrics,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Admin != "" {
+		if s.admin, err = admin.Start(cfg.Admin, s.metrics, s.Health, opt.Logger); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func layout(l config.Listen) proxy.Layout {
+	nodes := make([]proxy.NodeRange, len(l.NodeIDs))
+	for i, r := range l.NodeIDs {
+		nodes[i] = proxy.NodeRange(r)
+	}
+	return proxy.Layout{Advertise: l.Advertise, Bind: l.Brokers.Host, FirstPort: l.Brokers.First, Nodes: nodes}
+}
+
+func (s *Server) background(work func()) {
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		work()
+	}()
+}
+
+func (s *Server) route(cfg *config.Config) error {
+	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	if err != nil {
+		return err
+	}
+	s.router.Store(r)
+	return nil
+}
+
+// Reload puts in force what of next can change without a restart: topics,
+// classes, default_class and the log level; the next batch of every topic is
+// routed by it. applied and waiting name the keys that differ.
+func (s *Server) Reload(next *config.Config) (applied, waiting []string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	merged, applied, waiting, err := config.Reload(s.config, next)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := s.route(merged); err != nil {
+		return nil, nil, err
+	}
+	if level, err := zerolog.ParseLevel(merged.Log.Level); err == nil {
+		zerolog.SetGlobalLevel(level)
+	}
+	s.config = merged
+	return applied, waiting, nil
+}
+
+// Health is what /readyz says.
+func (s *Server) Health() admin.Health {
+	h := admin.Health{Ready: true}
+	status := s.cluster.Status()
+	if !status.Reachable {
+		h.Ready = false
+		h.Reasons = append(h.Reasons, "no broker of the cluster answers: "+status.Err)
+	}
+	for _, id := range status.OutOfRange {
+		h.Degraded = append(h.Degraded, fmt.Sprintf("broker %d is outside listen.node_ids: clients cannot reach it; widen the range on every replica and restart", id))
+	}
+	for _, store := range s.tier.Status() {
+		if !store.Healthy {
+			h.Degraded = append(h.Degraded, fmt.Sprintf("store %s: %s; its topics' batches go inline within the limits", store.Name, store.Err))
+		}
+	}
+	return h
+}
+
+// Addr is where the bootstrap listener listens, AdminAddr the admin one.
+func (s *Server) Addr() net.Addr { return s.proxy.Addr() }
+
+// AdminAddr is nil when there is no admin listener.
+func (s *Server) AdminAddr() net.Addr {
+	if s.admin == nil {
+		return nil
+	}
+	return s.admin.Addr()
+}
+
+// Metrics gives what /metrics shows.
+func (s *Server) Metrics() prometheus.Gatherer { return s.metrics }
+
+// Router is the routing in force.
+func (s *Server) Router() *router.Router { return s.router.Load() }
+
+// Cluster is the user's Kafka as this replica knows it.
+func (s *Server) Cluster() *lowlatency.Cluster { return s.cluster }
+
+const adminClose = 2 * time.Second
+
+// Shutdown drains: it stops accepting, answers what was read, makes durable
+// what is buffered, and ends.
+func (s *Server) Shutdown(ctx context.Context) error {
+	var errs []error
+	if s.proxy != nil {
+		errs = append(errs, s.proxy.Shutdown(ctx))
+	}
+	if s.tier != nil {
+		errs = append(errs, s.tier.Close(ctx))
+	}
+	s.cancel()
+	s.wg.Wait()
+	if s.cluster != nil {
+		s.cluster.Close()
+	}
+	if s.admin != nil {
+		ctx, cancel := context.WithTimeout(ctx, adminClose)
+		defer cancel()
+		errs = append(errs, s.admin.Close(ctx))
+	}
+	return errors.Join(errs...)
+}
