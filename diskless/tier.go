@@ -151,6 +151,9 @@ func (t *Tier) AddStore(name string, h StoreHandle) {
 	t.writer(name).attach(h)
 }
 
+// Expect says why a store of the configuration is not there yet.
+func (t *Tier) Expect(name string, err error) { t.writer(name).expect(err) }
+
 // writer returns the writer of a store, whether the store is there yet or not.
 func (t *Tier) writer(name string) *writer {
 	t.mu.RLock()

@@ -166,6 +166,14 @@ func (w *writer) attach(h StoreHandle) {
 	w.setHealthy()
 }
 
+func (w *writer) expect(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.attached() {
+		w.lastErr = err
+	}
+}
+
 func (w *writer) attached() bool { return w.store.Store != nil }
 
 func (w *writer) handle() StoreHandle {

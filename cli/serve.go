@@ -1,0 +1,89 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/server"
+)
+
+func newServe() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the proxy in front of a cluster",
+		Long: `Runs one replica of the proxy until SIGTERM or SIGINT, then drains: it stops
+accepting, answers what it has read, makes durable what it has buffered.
+
+The file is read again on SIGHUP and when it changes. Topics, classes,
+default_class and log.level take effect with the next batch; the log names
+changed keys that need a restart. A file with a mistake is refused as a whole.
+
+Replicas need nothing of each other: give all of them the same file, and put a
+TCP balancer in front of all their ports.`,
+		Example: "  sluice serve -c sluice.yaml",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return serve(cmd.Context(), cmd, path)
+		},
+	}
+	configFlag(cmd, &path)
+	return cmd
+}
+
+func serve(ctx context.Context, cmd *cobra.Command, path string) error {
+	cfg, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	log, err := newLogger(cfg.Log, cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	s, err := server.Start(ctx, cfg, server.Options{Logger: log})
+	if err != nil {
+		return err
+	}
+	event := log.Info().Str("version", version()).Stringer("bootstrap", s.Addr()).Str("cluster", s.Cluster().ClusterID())
+	if a := s.AdminAddr(); a != nil {
+		event = event.Stringer("admin", a)
+	}
+	event.Msg("ready: clients may connect")
+
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	watched := make(chan error, 1)
+	go func() {
+		watched <- config.Watch(ctx, path, hup, func(next *config.Config) {
+			applied, waiting, err := s.Reload(next)
+			switch {
+			case err != nil:
+				log.Error().Err(err).Str("file", path).Msg("the changed configuration is refused; the old one stays")
+			case len(applied)+len(waiting) > 0:
+				log.Info().Strs("applied", applied).Strs("after_restart", waiting).Str("file", path).Msg("the configuration has changed")
+			}
+		}, func(err error) {
+			log.Error().Str("file", path).Msgf("the changed configuration is refused, the old one stays:\n%v", err)
+		})
+	}()
+
+	<-ctx.Done()
+	log.Info().Dur("at_most", cfg.Limits.DrainTimeout).Msg("draining")
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Limits.DrainTimeout)
+	defer cancel()
+	if err := s.Shutdown(drain); err != nil {
+		return fmt.Errorf("draining: %w", err)
+	}
+	if err := <-watched; err != nil && ctx.Err() == nil {
+		return err
+	}
+	log.Info().Msg("drained")
+	return nil
+}

@@ -1,0 +1,131 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"text/tabwriter"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/lowlatency"
+	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/server"
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+func newTopics() *cobra.Command {
+	var path string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "topics",
+		Short: "Show every topic's class and tier, and why",
+		Long: `Lists every topic of the cluster with its latency class, the rule that matched,
+the tier that its payloads go to, and why. A topic of a diskless class may still
+go inline: "compacted: inline", because compaction would destroy placeholders.`,
+		Example: "  sluice topics -c sluice.yaml\n  sluice topics -c sluice.yaml --json | jq '.[] | select(.tier == \"diskless\")'",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			rows, err := listTopics(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				return enc.Encode(rows)
+			}
+			return printTopics(cmd.OutOrStdout(), rows)
+		},
+	}
+	configFlag(cmd, &path)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// topicRow is one topic as `sluice topics` shows it. The JSON names are stable.
+type topicRow struct {
+	Topic      string `json:"topic"`
+	Partitions int    `json:"partitions"`
+	Class      string `json:"class"`
+	Rule       string `json:"rule"` // the pattern that matched, or "default_class"
+	Line       int    `json:"line,omitempty"`
+	Tier       string `json:"tier"`
+	Why        string `json:"why"`
+}
+
+// topicConcurrency is how many topics' configurations are asked for at a time;
+// the cluster gathers them into few requests.
+const topicConcurrency = 1000
+
+func listTopics(ctx context.Context, cfg *config.Config) ([]topicRow, error) {
+	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	if err != nil {
+		return nil, err
+	}
+	opt, err := server.ClusterOptions(cfg, zerolog.Nop(), prometheus.NewRegistry())
+	if err != nil {
+		return nil, err
+	}
+	cluster, err := lowlatency.New(opt)
+	if err != nil {
+		return nil, err
+	}
+	defer cluster.Close()
+	topics, err := kadm.NewClient(cluster.Client()).ListTopicsWithInternal(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s for its topics: %w", strings.Join(cfg.Kafka.Bootstrap, ", "), err)
+	}
+	var mu sync.Mutex
+	var rows []topicRow
+	var asked errgroup.Group
+	asked.SetLimit(topicConcurrency)
+	for _, t := range topics {
+		asked.Go(func() error {
+			facts := cluster.Facts(ctx, t.Topic)
+			facts.Internal = facts.Internal || t.IsInternal
+			row := rowOf(t.Topic, len(t.Partitions), r.Place(t.Topic, facts))
+			mu.Lock()
+			defer mu.Unlock()
+			rows = append(rows, row)
+			return nil
+		})
+	}
+	_ = asked.Wait()
+	slices.SortFunc(rows, func(a, b topicRow) int { return strings.Compare(a.Topic, b.Topic) })
+	return rows, nil
+}
+
+func rowOf(topic string, partitions int, p tiers.Placement) topicRow {
+	row := topicRow{Topic: topic, Partitions: partitions, Class: p.Class.Name, Rule: p.Rule.Pattern, Line: p.Rule.Line, Tier: p.Tier.String(), Why: string(p.Reason)}
+	if p.Rule.Index < 0 {
+		row.Rule = "default_class"
+	}
+	return row
+}
+
+func printTopics(out io.Writer, rows []topicRow) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "TOPIC\tPARTITIONS\tCLASS\tTIER\tWHY\tRULE")
+	for _, r := range rows {
+		rule := r.Rule
+		if r.Line > 0 {
+			rule = fmt.Sprintf("%s (line %d)", rule, r.Line)
+		}
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", r.Topic, r.Partitions, r.Class, r.Tier, r.Why, rule)
+	}
+	return w.Flush()
+}
