@@ -1,0 +1,321 @@
+package harness
+
+import (
+	"context"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// DefaultKafka is the release that tests run when they ask for none.
+const DefaultKafka = "4.3.1"
+
+// KafkaOptions choose a cluster. The zero value is three brokers, ids 1 to 3,
+// of DefaultKafka.
+type KafkaOptions struct {
+	Version    string
+	Nodes      []int32
+	Properties map[string]string // added to every broker's server.properties
+}
+
+// Kafka is a real Apache Kafka cluster of combined KRaft nodes.
+type Kafka struct {
+	ID  string // cluster id
+	dir string
+	opt KafkaOptions
+	cp  string
+
+	mu    sync.Mutex
+	nodes map[int32]*kafkaNode
+}
+
+type kafkaNode struct {
+	id         int32
+	dir        string
+	addr       string // of its client listener
+	controller string
+	process    *Process
+}
+
+// Classpath returns the class path of a Kafka release, fetched once.
+func Classpath(version string) (string, error) {
+	if _, err := need("java", "install a JDK 17 or newer (Debian: apt-get install openjdk-17-jdk-headless)"); err != nil {
+		return "", err
+	}
+	dir := filepath.Join(cacheDir(), "kafka-"+version)
+	err := once(dir, func(tmp string) error {
+		mvn, err := need("mvn", "install Apache Maven (Debian: apt-get install maven)")
+		if err != nil {
+			return err
+		}
+		return run(filepath.Join(root(), "harness", "kafka"), mvn, "-q", "-B", "dependency:copy-dependencies",
+			"-Dkafka.version="+version, "-DoutputDirectory="+tmp)
+	})
+	if err != nil {
+		return "", err
+	}
+	return dir + "/*", nil
+}
+
+// StartKafka starts a cluster and waits until it is of use. It ends with the
+// test.
+func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
+	t.Helper()
+	if opt.Version == "" {
+		opt.Version = DefaultKafka
+	}
+	if len(opt.Nodes) == 0 {
+		opt.Nodes = []int32{1, 2, 3}
+	}
+	cp, err := Classpath(opt.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Kafka{
+		ID:  base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("sluice-%09d", os.Getpid()))),
+		dir: tempDir(t, "kafka"), opt: opt, cp: cp, nodes: make(map[int32]*kafkaNode),
+	}
+	first := Ports(t, 2*len(opt.Nodes))
+	for i, id := range opt.Nodes {
+		k.nodes[id] = &kafkaNode{
+			id: id, dir: filepath.Join(k.dir, strconv.Itoa(int(id))),
+			addr:       net.JoinHostPort("127.0.0.1", strconv.Itoa(first+2*i)),
+			controller: net.JoinHostPort("127.0.0.1", strconv.Itoa(first+2*i+1)),
+		}
+	}
+	t.Cleanup(k.Close) // before the folder goes
+	begun := time.Now()
+	var wg sync.WaitGroup
+	errs := make(chan error, len(opt.Nodes))
+	for _, n := range k.nodes {
+		wg.Go(func() {
+			if err := k.format(n); err != nil {
+				errs <- err
+			}
+		})
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		t.Fatal(err)
+	}
+	for id := range k.nodes {
+		if err := k.start(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := k.AwaitBrokers(startTimeout, opt.Nodes...); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("Kafka %s, %d brokers, was up after %v", opt.Version, len(opt.Nodes), time.Since(begun).Round(100*time.Millisecond))
+	return k
+}
+
+const startTimeout = 40 * time.Second
+
+func (k *Kafka) format(n *kafkaNode) error {
+	if err := os.MkdirAll(n.dir, 0o755); err != nil {
+		return err
+	}
+	replicas := min(3, len(k.nodes))
+	var voters []string
+	for _, v := range k.nodes {
+		voters = append(voters, fmt.Sprintf("%d@%s", v.id, v.controller))
+	}
+	slices.Sort(voters)
+	p := map[string]string{
+		"process.roles":                                    "broker,controller",
+		"node.id":                                          strconv.Itoa(int(n.id)),
+		"controller.quorum.voters":                         strings.Join(voters, ","),
+		"listeners":                                        "PLAINTEXT://" + n.addr + ",CONTROLLER://" + n.controller,
+		"advertised.listeners":                             "PLAINTEXT://" + n.addr,
+		"inter.broker.listener.name":                       "PLAINTEXT",
+		"controller.listener.names":                        "CONTROLLER",
+		"listener.security.protocol.map":                   "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+		"log.dirs":                                         filepath.Join(n.dir, "data"),
+		"num.network.threads":                              "2",
+		"num.io.threads":                                   "4",
+		"num.partitions":                                   "1",
+		"default.replication.factor":                       strconv.Itoa(replicas),
+		"min.insync.replicas":                              strconv.Itoa(max(1, replicas-1)),
+		"offsets.topic.replication.factor":                 strconv.Itoa(replicas),
+		"offsets.topic.num.partitions":                     "4",
+		"transaction.state.log.replication.factor":         strconv.Itoa(replicas),
+		"transaction.state.log.min.isr":                    strconv.Itoa(max(1, replicas-1)),
+		"transaction.state.log.num.partitions":             "4",
+		"share.coordinator.state.topic.replication.factor": strconv.Itoa(replicas),
+		"share.coordinator.state.topic.min.isr":            "1",
+		"share.coordinator.state.topic.num.partitions":     "2",
+		"group.initial.rebalance.delay.ms":                 "0",
+		"log.cleaner.dedupe.buffer.size":                   "16777216",
+		"broker.session.timeout.ms":                        "6000",
+		"broker.heartbeat.interval.ms":                     "1000",
+		"controlled.shutdown.enable":                       "true",
+		"auto.create.topics.enable":                        "true",
+	}
+	for key, v := range k.opt.Properties {
+		p[key] = v
+	}
+	var b strings.Builder
+	keys := make([]string, 0, len(p))
+	for key := range p {
+		keys = append(keys, key)
+	}
+	sort.Strings(keys)
+	for _, key := range keys {
+		fmt.Fprintf(&b, "%s=%s\n", key, p[key])
+	}
+	if err := os.WriteFile(n.properties(), []byte(b.String()), 0o644); err != nil {
+		return err
+	}
+	log4j := "rootLogger.level=warn\nrootLogger.appenderRef.o.ref=O\nappender.o.type=Console\nappender.o.name=O\nappender.o.layout.type=PatternLayout\nappender.o.layout.pattern=[%d] %p %m (%c)%n%throwable\n"
+	if err := os.WriteFile(n.log4j(), []byte(log4j), 0o644); err != nil {
+		return err
+	}
+	return run(n.dir, "java", append(jvm(k.cp, n.log4j(), "-Xmx128m"), "kafka.tools.StorageTool", "format", "-t", k.ID, "-c", n.properties())...)
+}
+
+func (n *kafkaNode) properties() string { return filepath.Join(n.dir, "server.properties") }
+func (n *kafkaNode) log4j() string      { return filepath.Join(n.dir, "log4j2.properties") }
+func (n *kafkaNode) log() string        { return filepath.Join(n.dir, "broker.log") }
+
+// jvm are the flags of a small JVM that starts quickly.
+func jvm(cp, log4j string, more ...string) []string {
+	args := append([]string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData", "-Djava.awt.headless=true"}, more...)
+	if log4j != "" {
+		args = append(args, "-Dlog4j2.configurationFile="+log4j)
+	}
+	return append(args, "-cp", cp)
+}
+
+func (k *Kafka) start(id int32) error {
+	n := k.nodes[id]
+	// C2 is left on: brokers run long enough to profit, and benchmarks use them.
+	args := []string{"-Xmx640m", "-Xms256m", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true", "-Dlog4j2.configurationFile=" + n.log4j(), "-cp", k.cp, "kafka.Kafka", n.properties()}
+	p, err := StartProcess(fmt.Sprintf("broker %d", id), n.log(), "java", nil, args...)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	n.process = p
+	return nil
+}
+
+// Bootstrap lists the client addresses of all brokers.
+func (k *Kafka) Bootstrap() []string {
+	var out []string
+	for _, n := range k.nodes {
+		out = append(out, n.addr)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// BrokerAddr is a broker's client address.
+func (k *Kafka) BrokerAddr(id int32) string { return k.nodes[id].addr }
+
+// Nodes lists the brokers' ids.
+func (k *Kafka) Nodes() []int32 { return k.opt.Nodes }
+
+// Logs returns the end of a broker's log.
+func (k *Kafka) Logs(id int32) string { return tail(k.nodes[id].log(), 60) }
+
+// Kill is kill -9 of a broker.
+func (k *Kafka) Kill(t testing.TB, id int32) {
+	t.Helper()
+	k.process(id).Kill()
+}
+
+// Stop ends a broker as an operator would.
+func (k *Kafka) Stop(t testing.TB, id int32) {
+	t.Helper()
+	_ = k.process(id).Stop(30 * time.Second)
+}
+
+// Start starts a broker again, on its data, and waits for it.
+func (k *Kafka) Start(t testing.TB, id int32) {
+	t.Helper()
+	if err := k.start(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.AwaitBrokers(startTimeout, id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (k *Kafka) process(id int32) *Process {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.nodes[id].process
+}
+
+// AwaitBrokers waits until these brokers are registered and answer. The error
+// says which does not, with the end of its log.
+func (k *Kafka) AwaitBrokers(patience time.Duration, ids ...int32) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for {
+		var missing []string
+		for _, id := range ids {
+			if ended, err := k.process(id).Ended(); ended {
+				return fmt.Errorf("broker %d has ended (%v):\n%s", id, err, k.Logs(id))
+			}
+			if err := k.answers(ctx, id, ids); err != nil {
+				missing = append(missing, fmt.Sprintf("broker %d: %v", id, err))
+			}
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("not up after %v: %s (stuck? kill -3 gives a thread dump); the log of broker %d ends:\n%s", patience, strings.Join(missing, "; "), ids[0], k.Logs(ids[0]))
+		}
+	}
+}
+
+// answers asks a broker itself whether it knows the others.
+func (k *Kafka) answers(ctx context.Context, id int32, others []int32) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.BrokerAddr(id)))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	meta, err := kadm.NewClient(cl).BrokerMetadata(ctx)
+	if err != nil {
+		return err
+	}
+	for _, other := range others {
+		if !slices.Contains(meta.Brokers.NodeIDs(), other) {
+			return fmt.Errorf("it does not know broker %d yet", other)
+		}
+	}
+	return nil
+}
+
+// Close kills all brokers.
+func (k *Kafka) Close() {
+	for _, id := range k.opt.Nodes {
+		if p := k.process(id); p != nil {
+			if ended, _ := p.Ended(); !ended {
+				p.Kill()
+			}
+		}
+	}
+}
