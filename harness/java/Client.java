@@ -1,0 +1,99 @@
+import java.time.Duration;
+import java.util.*;
+import java.util.concurrent.*;
+import org.apache.kafka.clients.consumer.*;
+import org.apache.kafka.clients.producer.*;
+import org.apache.kafka.common.*;
+import org.apache.kafka.common.header.*;
+import org.apache.kafka.common.header.internals.*;
+import org.apache.kafka.common.serialization.*;
+
+/**
+ * A Java client for the tests.
+ *
+ *   Client produce BOOTSTRAP [key=value ...] &lt; lines    topic partition timestamp key value [headerkey headervalue ...]
+ *   Client transact BOOTSTRAP commit|abort [key=value ...] &lt; lines
+ *   Client consume BOOTSTRAP COUNT TOPIC[,TOPIC...] [key=value ...]
+ *
+ * Fields of a line are separated by blanks; keys, values and headers are base64,
+ * "-" is null, "." is empty, "_" lets the client choose (partition, timestamp).
+ * produce and transact print "topic partition offset" for each acknowledged
+ * record; consume prints "topic partition offset timestamp key value headers".
+ */
+public class Client {
+    public static void main(String[] args) throws Exception {
+        Map<String, Object> p = new HashMap<>();
+        p.put("bootstrap.servers", args[1]);
+        int given = switch (args[0]) { case "produce" -> 2; case "transact" -> 3; case "consume" -> 4; default -> throw new IllegalArgumentException(args[0]); };
+        for (int i = given; i < args.length; i++) {
+            String[] kv = args[i].split("=", 2);
+            p.put(kv[0], kv[1]);
+        }
+        switch (args[0]) {
+            case "produce" -> produce(p, null);
+            case "transact" -> produce(p, args[2]);
+            case "consume" -> consume(p, Integer.parseInt(args[2]), Arrays.asList(args[3].split(",")));
+        }
+    }
+
+    static byte[] bytes(String s) {
+        return s.equals("-") ? null : s.equals(".") ? new byte[0] : Base64.getDecoder().decode(s);
+    }
+
+    static String text(byte[] b) {
+        return b == null ? "-" : b.length == 0 ? "." : Base64.getEncoder().encodeToString(b);
+    }
+
+    static void produce(Map<String, Object> p, String end) throws Exception {
+        if (end != null) p.putIfAbsent("transactional.id", "test-" + UUID.randomUUID());
+        try (var producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer())) {
+            if (end != null) {
+                producer.initTransactions();
+                producer.beginTransaction();
+            }
+            List<Future<RecordMetadata>> sent = new ArrayList<>();
+            var in = new java.io.BufferedReader(new java.io.InputStreamReader(System.in));
+            for (String line; (line = in.readLine()) != null; ) {
+                String[] f = line.trim().split(" ");
+                Headers headers = new RecordHeaders();
+                for (int i = 5; i + 1 < f.length; i += 2) headers.add(new String(bytes(f[i]), "UTF-8"), bytes(f[i + 1]));
+                sent.add(producer.send(new ProducerRecord<>(f[0], f[1].equals("_") ? null : Integer.valueOf(f[1]),
+                    f[2].equals("_") ? null : Long.valueOf(f[2]), bytes(f[3]), bytes(f[4]), headers)));
+            }
+            producer.flush();
+            for (var s : sent) {
+                RecordMetadata m = s.get();
+                System.out.println(m.topic() + " " + m.partition() + " " + m.offset());
+            }
+            if (end != null) {
+                if (end.equals("commit")) producer.commitTransaction(); else producer.abortTransaction();
+            }
+        }
+    }
+
+    static void consume(Map<String, Object> p, int count, List<String> topics) {
+        p.putIfAbsent("group.id", "test-" + UUID.randomUUID());
+        p.putIfAbsent("auto.offset.reset", "earliest");
+        try (var consumer = new KafkaConsumer<>(p, new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
+            consumer.subscribe(topics);
+            long deadline = System.nanoTime() + Duration.ofSeconds(60).toNanos();
+            int got = 0;
+            StringBuilder out = new StringBuilder();
+            while (got < count && System.nanoTime() < deadline) {
+                for (var r : consumer.poll(Duration.ofMillis(200))) {
+                    got++;
+                    out.append(r.topic()).append(' ').append(r.partition()).append(' ').append(r.offset()).append(' ').append(r.timestamp())
+                        .append(' ').append(text(r.key())).append(' ').append(text(r.value()));
+                    for (Header h : r.headers()) out.append(' ').append(text(h.key().getBytes())).append(' ').append(text(h.value()));
+                    out.append('\n');
+                }
+            }
+            consumer.commitSync();
+            System.out.print(out);
+            if (got < count) {
+                System.err.println("got " + got + " of " + count + " records");
+                System.exit(1);
+            }
+        }
+    }
+}
