@@ -1,0 +1,38 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BIN := .cache/bin
+DEMO_ARGS ?=
+
+.PHONY: help run build test bench lint clean linters prerequisites
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+run: ## start everything on this machine, with a demonstration (DEMO_ARGS=--demo=false for none)
+	go run . dev $(DEMO_ARGS)
+
+build: ## build the static binary ./sluice
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X github.com/sluice-kafka/sluice/cli.Version=$(VERSION)' -o sluice .
+
+test: ## lint, then every test, against real Kafka and a real S3 server too
+	@tools/test.sh
+
+bench: ## run all Go benchmarks, without the tests
+	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
+
+lint: linters ## check formatting, mistakes and which package may import which
+	@tools/lint.sh
+
+clean: ## remove the binary and everything downloaded or built for tests
+	rm -rf sluice .cache
+
+prerequisites: ## install or name what the tests need
+	@tools/prerequisites.sh
+
+# Always through go build: it knows whether the pinned version or Go changed.
+linters:
+	@mkdir -p $(BIN)
+	@cd tools && go build -o ../$(BIN)/ honnef.co/go/tools/cmd/staticcheck github.com/OpenPeeDeeP/depguard/v2/cmd/depguard gotest.tools/gotestsum

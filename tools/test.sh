@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Every step runs, also after one has failed; the summary names each with its
+# time. Called by make test.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+budget=$((15 * 60))
+summary=()
+failed=0
+
+step() {
+    local name=$1 began=$SECONDS result=ok
+    shift
+    printf '\n=== %s\n' "$name"
+    "$@" || { result=FAILED; failed=1; }
+    summary+=("$(printf '%-6s %5ds  %s' "$result" $((SECONDS - began)) "$name")")
+}
+
+# gotestsum prints go test's lines and then lists what failed or was skipped,
+# so that no test drops out unseen.
+tests() { .cache/bin/gotestsum --format standard-quiet -- "$@"; }
+
+fast() {
+    local list
+    list=$(go list ./...) || return 1
+    # shellcheck disable=SC2046 # one argument per package
+    tests -race -timeout 5m $(grep -vE '/sluice/(harness|integration|benchmarks)(/|$)' <<<"$list")
+}
+
+real() {
+    local dir
+    for dir in harness integration benchmarks; do
+        [[ -n $(go list "./$dir/..." 2>/dev/null) ]] || { echo "$dir has no package: its tests are missing"; return 1; }
+    done
+    # One package at a time: each starts its own brokers.
+    tests -p 1 -timeout 12m ./harness/... ./integration/... ./benchmarks/...
+}
+
+tools/prerequisites.sh || exit 1
+
+step "lint" make --no-print-directory lint
+step "tests, with the race detector" fast
+step "tests against real Kafka and S3" real
+
+printf '\n=== summary\n'
+printf '%s\n' "${summary[@]}"
+((SECONDS <= budget)) || echo "took ${SECONDS}s, more than the $budget s that make test may take on 2 cores"
+exit $failed
