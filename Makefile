@@ -9,7 +9,7 @@ DEMO_ARGS ?=
 .PHONY: help run build test bench lint clean linters prerequisites
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 run: ## start everything on this machine, with a demonstration (DEMO_ARGS=--demo=false for none)
 	go run . dev $(DEMO_ARGS)
