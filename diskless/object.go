@@ -69,9 +69,6 @@ func entryOf(topic string, partition int32, offset int, b wire.Batch) Entry {
 	}
 }
 
-// maxEntry is how long an entry can be beyond its topic's name.
-const maxEntry = 9*binary.MaxVarintLen64 + 4
-
 // appendFooter closes an object: footer and trailer follow its batches.
 func appendFooter(object []byte, entries []Entry) []byte {
 	from := len(object)
