@@ -17,8 +17,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl"
 	"golang.org/x/sync/singleflight"
 )
@@ -64,16 +64,18 @@ type Cluster struct {
 	log     zerolog.Logger
 	metrics *metrics
 	client  *kgo.Client
-	admin   *kadm.Client
 	facts   *facts
 	refresh singleflight.Group
+	ctx     context.Context // ends what nobody in particular asked for
+	cancel  context.CancelFunc
 
 	mu        sync.RWMutex
 	clusterID string
 	brokers   map[int32]Broker
 	answered  time.Time // when the cluster last told its brokers
 	lastErr   error
-	next      int // where AnyBroker starts to look
+	other     error // the bootstrap addresses have come to lead to another cluster
+	next      int   // where AnyBroker starts to look
 }
 
 // New returns a cluster that has not been asked anything yet: see Connect and
@@ -115,7 +117,7 @@ func New(opt Options) (*Cluster, error) {
 		return nil, fmt.Errorf("lowlatency: %w", err)
 	}
 	c.client = client
-	c.admin = kadm.NewClient(client)
+	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.facts = newFacts(c)
 	return c, nil
 }
@@ -142,6 +144,9 @@ func (c *Cluster) dialAddr(ctx context.Context, network, addr string) (net.Conn,
 
 // Dial opens a connection to a broker, or to any that answers.
 func (c *Cluster) Dial(ctx context.Context, node int32) (net.Conn, error) {
+	if err := c.foreign(); err != nil {
+		return nil, err
+	}
 	if node == anyBroker {
 		return c.dialAny(ctx)
 	}
@@ -182,8 +187,8 @@ func (c *Cluster) dialAny(ctx context.Context) (net.Conn, error) {
 		}
 	}
 	var errs []error
-	for _, addr := range addrs {
-		conn, err := c.dialAddr(ctx, "tcp", addr)
+	for i, addr := range addrs {
+		conn, err := c.dialSome(ctx, addr, len(addrs)-i)
 		if err == nil {
 			return conn, nil
 		}
@@ -196,6 +201,28 @@ func (c *Cluster) dialAny(ctx context.Context) (net.Conn, error) {
 	return nil, fmt.Errorf("no broker can be reached: %w", errors.Join(errs...))
 }
 
+// minAttempt is the least time for one of several addresses.
+const minAttempt = time.Second
+
+// dialSome gives an address its share of the time that is left for all: one
+// that swallows packets must not use up what the others would answer in.
+func (c *Cluster) dialSome(ctx context.Context, addr string, left int) (net.Conn, error) {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, max(time.Until(deadline)/time.Duration(left), minAttempt))
+		defer cancel()
+	}
+	return c.dialAddr(ctx, "tcp", addr)
+}
+
+// foreign is an error while the bootstrap addresses lead to another cluster
+// than at first: no client may write there what only this one's id can read.
+func (c *Cluster) foreign() error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.other
+}
+
 func (c *Cluster) address(node int32) (string, bool) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -206,7 +233,7 @@ func (c *Cluster) address(node int32) (string, bool) {
 // Refresh reads the brokers now; callers at the same time share one read.
 func (c *Cluster) Refresh(ctx context.Context) error {
 	read := c.refresh.DoChan("", func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.Background(), c.opt.DialTimeout)
+		ctx, cancel := context.WithTimeout(c.ctx, c.opt.DialTimeout)
 		defer cancel()
 		return nil, c.readBrokers(ctx)
 	})
@@ -219,7 +246,10 @@ func (c *Cluster) Refresh(ctx context.Context) error {
 }
 
 func (c *Cluster) readBrokers(ctx context.Context) error {
-	meta, err := c.admin.BrokerMetadata(ctx)
+	// Not through kadm: it answers from its cache.
+	req := kmsg.NewPtrMetadataRequest()
+	req.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
+	meta, err := req.RequestWith(ctx, c.client)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
@@ -227,13 +257,22 @@ func (c *Cluster) readBrokers(ctx context.Context) error {
 		c.metrics.refreshErrors.Inc()
 		return fmt.Errorf("reading the cluster's brokers: %w", err)
 	}
-	if c.clusterID != "" && meta.Cluster != c.clusterID {
+	id := ""
+	if meta.ClusterID != nil {
+		id = *meta.ClusterID
+	}
+	if c.clusterID != "" && id != c.clusterID {
 		// References are bound to the cluster's id: going on would make
 		// everything in objects unreadable.
-		c.lastErr = fmt.Errorf("the cluster's id was %s and is now %s: kafka.bootstrap leads to another cluster", c.clusterID, meta.Cluster)
+		c.other = fmt.Errorf("the cluster's id was %s and is now %s: kafka.bootstrap leads to another cluster; lead it back, or restart with stores of the new cluster's own", c.clusterID, id)
+		c.lastErr = c.other
+		return c.other
+	}
+	if len(meta.Brokers) == 0 {
+		c.lastErr = errors.New("the cluster answers but tells no broker")
 		return c.lastErr
 	}
-	c.clusterID, c.lastErr, c.answered = meta.Cluster, nil, time.Now()
+	c.clusterID, c.lastErr, c.other, c.answered = id, nil, nil, time.Now()
 	brokers := make(map[int32]Broker, len(meta.Brokers))
 	for _, b := range meta.Brokers {
 		br := Broker{ID: b.NodeID, Addr: net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port)))}
@@ -287,8 +326,11 @@ func (c *Cluster) Run(ctx context.Context) {
 	}
 }
 
-// Close ends the background client.
-func (c *Cluster) Close() { c.client.Close() }
+// Close ends the background client and what it was asked.
+func (c *Cluster) Close() {
+	c.cancel()
+	c.client.Close()
+}
 
 // ClusterID is the cluster's id; "" before Connect.
 func (c *Cluster) ClusterID() string {
@@ -314,7 +356,7 @@ func (c *Cluster) Brokers() []Broker {
 
 // Status is the cluster's state for /readyz.
 type Status struct {
-	Reachable  bool    // it answered lately
+	Reachable  bool    // it answered lately, and is the one that it was
 	Brokers    int     // how many it has
 	OutOfRange []int32 // ids that clients cannot reach: outside listen.node_ids
 	Err        string  // what the last read said
@@ -324,7 +366,7 @@ type Status struct {
 func (c *Cluster) Status() Status {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	s := Status{Reachable: !c.answered.IsZero() && time.Since(c.answered) < c.opt.StaleAfter, Brokers: len(c.brokers)}
+	s := Status{Reachable: c.other == nil && !c.answered.IsZero() && time.Since(c.answered) < c.opt.StaleAfter, Brokers: len(c.brokers)}
 	for id := range c.brokers {
 		if !c.opt.InRange(id) {
 			s.OutOfRange = append(s.OutOfRange, id)

@@ -3,20 +3,22 @@ package lowlatency
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
 const (
-	// maxFacts bounds the topics that are remembered. Beyond it the oldest
-	// read go.
+	// maxFacts bounds the topics that are remembered. Beyond it any other goes,
+	// and is asked for again when it is used.
 	maxFacts = 65536
 	// unknownFor is how long "no such topic" is believed: a topic that was
 	// just created must soon be right.
@@ -27,27 +29,41 @@ const (
 	// describeAtMost is how many topics one DescribeConfigs asks for.
 	describeAtMost = 1000
 	// describeTimeout bounds one DescribeConfigs.
-	describeTimeout = 10 * time.Second
+	describeTimeout = 5 * time.Second
 	// unusedAfter is when a topic that nobody asked for is no longer refreshed.
 	unusedAfter = 10 * time.Minute
 )
 
-// fact is what is known of one topic.
+// The topic configurations that placement depends on; nothing else is asked
+// for.
+const (
+	cleanupPolicy   = "cleanup.policy"
+	maxMessageBytes = "max.message.bytes"
+	remoteStorage   = "remote.storage.enable"
+)
+
+// fact is what is known of one topic. All but used never changes: a newer
+// answer is a new fact.
 type fact struct {
 	facts tiers.TopicFacts
 	read  time.Time
-	used  time.Time // coarse; guarded by facts.mu
+	stale bool      // Invalidate was called: to be read again, remembered for comparison only
+	used  time.Time // coarse
+}
+
+// believed reports whether a fact answers a question without asking Kafka.
+func (k *fact) believed() bool {
+	return k != nil && !k.stale && (k.facts.Known || time.Since(k.read) < unknownFor)
 }
 
 // facts remembers topics' configurations.
 type facts struct {
 	c *Cluster
 
-	mu       sync.RWMutex
-	known    map[string]*fact
-	waiting  map[string][]chan tiers.TopicFacts // questions of the read that is being gathered
-	version  uint64                             // counts invalidations, so that a read that began before one is not kept
-	gatherer bool
+	mu        sync.RWMutex
+	known     map[string]*fact
+	waiting   map[string][]chan tiers.TopicFacts // questions for the next read
+	gathering bool                               // a read is due or under way; there is one at a time
 }
 
 func newFacts(c *Cluster) *facts {
@@ -58,22 +74,21 @@ func newFacts(c *Cluster) *facts {
 func (c *Cluster) Facts(ctx context.Context, topic string) tiers.TopicFacts {
 	f := c.facts
 	f.mu.RLock()
-	k := f.known[topic]
-	if k != nil && (k.facts.Known || time.Since(k.read) < unknownFor) && time.Since(k.used) < unusedAfter/2 {
+	if k := f.known[topic]; k.believed() && time.Since(k.used) < unusedAfter/2 {
 		f.mu.RUnlock()
 		return k.facts
 	}
 	f.mu.RUnlock()
 	answer := make(chan tiers.TopicFacts, 1)
 	f.mu.Lock()
-	if k := f.known[topic]; k != nil && (k.facts.Known || time.Since(k.read) < unknownFor) {
+	if k := f.known[topic]; k.believed() {
 		k.used = time.Now()
 		f.mu.Unlock()
 		return k.facts
 	}
 	f.waiting[topic] = append(f.waiting[topic], answer)
-	if !f.gatherer {
-		f.gatherer = true
+	if !f.gathering {
+		f.gathering = true
 		time.AfterFunc(gatherFor, f.gather)
 	}
 	f.mu.Unlock()
@@ -85,131 +100,163 @@ func (c *Cluster) Facts(ctx context.Context, topic string) tiers.TopicFacts {
 	}
 }
 
-// gather answers all questions that came together.
+// gather answers questions until there are none. What is asked during a read
+// waits for the next one: a cluster that hangs holds one request, not one for
+// every topic.
 func (f *facts) gather() {
-	f.mu.Lock()
-	waiting := f.waiting
-	f.waiting = make(map[string][]chan tiers.TopicFacts)
-	f.gatherer = false
-	f.mu.Unlock()
-	topics := make([]string, 0, len(waiting))
-	for t := range waiting {
-		topics = append(topics, t)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), describeTimeout)
-	defer cancel()
-	read := f.read(ctx, topics)
-	for topic, askers := range waiting {
-		for _, a := range askers {
-			a <- read[topic]
+	for {
+		f.mu.Lock()
+		waiting := f.waiting
+		if len(waiting) == 0 {
+			f.gathering = false
+			f.mu.Unlock()
+			return
+		}
+		f.waiting = make(map[string][]chan tiers.TopicFacts)
+		f.mu.Unlock()
+		read := f.read(f.c.ctx, slices.Collect(maps.Keys(waiting)))
+		for topic, askers := range waiting {
+			for _, a := range askers {
+				a <- read[topic]
+			}
 		}
 	}
 }
 
-// read asks the cluster and remembers the answers. Topics that could not be
-// read are missing from the result, or not Known.
+// AllFacts reads many topics' facts now. Topics that could not be read are
+// missing, or not Known.
+func (c *Cluster) AllFacts(ctx context.Context, topics []string) map[string]tiers.TopicFacts {
+	return c.facts.read(ctx, topics)
+}
+
+// read asks the cluster and remembers the answers.
 func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.TopicFacts {
 	out := make(map[string]tiers.TopicFacts, len(topics))
-	for len(topics) > 0 {
-		some := topics[:min(len(topics), describeAtMost)]
-		topics = topics[len(some):]
+	for some := range slices.Chunk(topics, describeAtMost) {
+		before := make(map[string]*fact, len(some))
 		f.mu.RLock()
-		version := f.version
+		for _, t := range some {
+			before[t] = f.known[t]
+		}
 		f.mu.RUnlock()
-		configs, err := f.c.admin.DescribeTopicConfigs(ctx, some...)
+		resources, err := f.describe(ctx, some)
 		if err != nil {
-			f.c.metrics.factErrors.Inc()
-			f.c.log.Warn().Err(err).Int("topics", len(some)).Msg("topics' configurations cannot be read: diskless topics that are not known yet stay inline")
+			if ctx.Err() == nil {
+				f.c.metrics.factErrors.Inc()
+				f.c.log.Warn().Err(err).Int("topics", len(some)).Msg("topics' configurations cannot be read: diskless topics that are not known yet stay inline")
+			}
 			continue
 		}
-		now := time.Now()
 		f.mu.Lock()
-		for _, rc := range configs {
-			facts := factsOf(rc)
-			out[rc.Name] = facts
-			if rc.Err != nil && !errors.Is(rc.Err, kerr.UnknownTopicOrPartition) {
+		for _, r := range resources {
+			facts := factsOf(r)
+			out[r.ResourceName] = facts
+			if err := kerr.ErrorForCode(r.ErrorCode); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
 				f.c.metrics.factErrors.Inc()
-				f.c.log.Warn().Err(rc.Err).Str("topic", rc.Name).Msg("the topic's configuration cannot be read: if its class is diskless it stays inline; the principal in kafka.sasl needs DescribeConfigs on it")
+				f.c.log.Warn().Err(err).Str("topic", r.ResourceName).Msg("the topic's configuration cannot be read: if its class is diskless it stays inline; the principal in kafka.sasl needs DescribeConfigs on it")
 			}
-			if f.version == version {
-				f.remember(rc.Name, facts, now)
+			if now := f.known[r.ResourceName]; now != nil && now.stale && now != before[r.ResourceName] {
+				continue // invalidated meanwhile: the answer may be from before the change
 			}
+			f.remember(r.ResourceName, facts)
 		}
+		f.c.metrics.topicsKnown.Set(float64(len(f.known)))
 		f.mu.Unlock()
 	}
 	return out
 }
 
+// describe sends one DescribeConfigs.
+func (f *facts) describe(ctx context.Context, topics []string) ([]kmsg.DescribeConfigsResponseResource, error) {
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	req := kmsg.NewPtrDescribeConfigsRequest()
+	for _, t := range topics {
+		r := kmsg.NewDescribeConfigsRequestResource()
+		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, t
+		r.ConfigNames = []string{cleanupPolicy, maxMessageBytes, remoteStorage}
+		req.Resources = append(req.Resources, r)
+	}
+	resp, err := req.RequestWith(ctx, f.c.client)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Resources, nil
+}
+
 // remember is called with mu held.
-func (f *facts) remember(topic string, facts tiers.TopicFacts, now time.Time) {
-	before := f.known[topic]
-	used := now
-	if before != nil {
-		used = before.used
+func (f *facts) remember(topic string, facts tiers.TopicFacts) {
+	now := time.Now()
+	next := &fact{facts: facts, read: now, used: now}
+	if before := f.known[topic]; before != nil {
+		next.used = before.used
 		if before.facts.Known && !before.facts.Compacted && facts.Compacted {
 			f.c.metrics.becameCompacted.Inc()
 			f.c.log.Error().Str("topic", topic).Msg("cleanup.policy has become compact: new batches go inline, but compaction destroys the placeholders that the log still holds; set it back to delete if the topic's class is diskless")
 		}
 	}
-	if before == nil && len(f.known) >= maxFacts {
+	f.put(topic, next)
+}
+
+// put is called with mu held.
+func (f *facts) put(topic string, k *fact) {
+	if f.known[topic] == nil && len(f.known) >= maxFacts {
 		for t := range f.known { // any: the map's order is as good as another
 			delete(f.known, t)
 			break
 		}
 	}
-	f.known[topic] = &fact{facts: facts, read: now, used: used}
+	f.known[topic] = k
 }
 
-// refresh reads the topics in use again.
+// refresh reads the topics in use again, and forgets those that are gone.
 func (f *facts) refresh(ctx context.Context) {
-	now := time.Now()
 	var topics []string
 	f.mu.Lock()
 	for t, k := range f.known {
 		switch {
-		case now.Sub(k.used) > unusedAfter, !k.facts.Known && now.Sub(k.read) > unknownFor:
+		case time.Since(k.used) > unusedAfter, !k.facts.Known && !k.stale && time.Since(k.read) > unknownFor:
 			delete(f.known, t)
 		case k.facts.Known:
 			topics = append(topics, t)
 		}
 	}
-	f.mu.Unlock()
-	read := f.read(ctx, topics)
-	// A topic that is gone must not be remembered as it was.
-	f.mu.Lock()
-	for t, facts := range read {
-		if !facts.Known {
-			delete(f.known, t)
-		}
-	}
 	f.c.metrics.topicsKnown.Set(float64(len(f.known)))
 	f.mu.Unlock()
+	f.read(ctx, topics)
 }
 
-// Invalidate forgets a topic's facts.
+// Invalidate makes the next question about a topic ask Kafka. What was known is
+// kept to notice what has changed.
 func (c *Cluster) Invalidate(topic string) {
 	f := c.facts
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.version++
-	delete(f.known, topic)
+	next := &fact{stale: true, used: time.Now()}
+	if before := f.known[topic]; before != nil {
+		next.facts, next.read = before.facts, before.read
+	}
+	f.put(topic, next)
 }
 
-func factsOf(rc kadm.ResourceConfig) tiers.TopicFacts {
-	if rc.Err != nil {
+func factsOf(r kmsg.DescribeConfigsResponseResource) tiers.TopicFacts {
+	if r.ErrorCode != 0 {
 		return tiers.TopicFacts{}
 	}
-	facts := tiers.TopicFacts{Known: true, Internal: isInternal(rc.Name)}
-	for _, cfg := range rc.Configs {
-		switch cfg.Key {
-		case "cleanup.policy":
-			facts.Compacted = strings.Contains(cfg.MaybeValue(), "compact")
-		case "max.message.bytes":
-			if n, err := strconv.ParseInt(cfg.MaybeValue(), 10, 32); err == nil {
+	facts := tiers.TopicFacts{Known: true, Internal: isInternal(r.ResourceName)}
+	for _, cfg := range r.Configs {
+		if cfg.Value == nil {
+			continue
+		}
+		switch cfg.Name {
+		case cleanupPolicy:
+			facts.Compacted = strings.Contains(*cfg.Value, "compact")
+		case maxMessageBytes:
+			if n, err := strconv.ParseInt(*cfg.Value, 10, 32); err == nil {
 				facts.MaxMessageBytes = int32(n)
 			}
-		case "remote.storage.enable":
-			facts.RemoteStorage = cfg.MaybeValue() == "true"
+		case remoteStorage:
+			facts.RemoteStorage = *cfg.Value == "true"
 		}
 	}
 	return facts

@@ -3,6 +3,7 @@ package lowlatency
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 
@@ -31,10 +32,11 @@ func (c *Cluster) Mechanisms(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var size [4]byte
-	if _, err := io.ReadFull(conn, size[:]); err != nil {
-		// A listener without SASL closes the connection (IllegalSaslStateException)
-		// or answers; both are seen.
-		return nil, nil
+	switch _, err := io.ReadFull(conn, size[:]); {
+	case errors.Is(err, io.EOF):
+		return nil, nil // a listener without SASL may hang up, or answer ILLEGAL_SASL_STATE
+	case err != nil:
+		return nil, fmt.Errorf("no answer to SaslHandshake: %w", err)
 	}
 	n := binary.BigEndian.Uint32(size[:])
 	if n < 4 || n > maxHandshake {
