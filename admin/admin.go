@@ -40,7 +40,7 @@ type Server struct {
 func Start(addr string, gather prometheus.Gatherer, health func() Health, log zerolog.Logger) (*Server, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("admin: %w", err)
+		return nil, fmt.Errorf("admin listener (admin: in the configuration): %w", err)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gather, promhttp.HandlerOpts{Timeout: writeTimeout, MaxRequestsInFlight: 8}))
@@ -68,4 +68,9 @@ func Start(addr string, gather prometheus.Gatherer, health func() Health, log ze
 func (s *Server) Addr() net.Addr { return s.addr }
 
 // Close stops listening and waits for requests in progress until ctx ends.
-func (s *Server) Close(ctx context.Context) error { return s.http.Shutdown(ctx) }
+func (s *Server) Close(ctx context.Context) error {
+	if err := s.http.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("admin: %w", err), s.http.Close())
+	}
+	return nil
+}

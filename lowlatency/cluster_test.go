@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -29,23 +30,43 @@ type world struct {
 	net    *kfake.VirtualNetwork
 	kafka  *kfake.Cluster
 	tier   *Cluster
-	log    *bytes.Buffer
-	filter func(addr string) error // what dialing an address meets; nil: the network
+	log    *journal
+	filter atomic.Value // func(addr string) error: what dialing an address meets
 }
+
+// journal is a log that may be read while it is written.
+type journal struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.buf.String()
+}
+
+// through is a network that lets everything pass.
+func through(string) error { return nil }
 
 func inWorld(t *testing.T, change func(*Options), test func(*world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{T: t, net: &kfake.VirtualNetwork{}, log: &bytes.Buffer{}}
+		w := &world{T: t, net: &kfake.VirtualNetwork{}, log: &journal{}}
+		w.filter.Store(through)
 		w.kafka = kfake.MustCluster(kfake.Ports(9092, 9093, 9094), kfake.ClusterID("first"), kfake.ListenFn(w.net.Listen), kfake.SeedTopics(1, "orders"))
 		defer w.kafka.Close()
 		opt := Options{
 			Bootstrap: []string{w.kafka.ListenAddrs()[0]},
 			Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				if w.filter != nil {
-					if err := w.filter(addr); err != nil {
-						return nil, err
-					}
+				if err := w.filter.Load().(func(string) error)(addr); err != nil {
+					return nil, err
 				}
 				return w.net.DialContext(ctx, network, addr)
 			},
@@ -87,20 +108,19 @@ func (w *world) run() (stop func()) {
 
 // dialed returns whom Dial reached: the id is asked for by its address.
 func (w *world) dialed(node int32) (addr string, err error) {
-	filter := w.filter
-	w.filter = func(a string) error {
-		addr = a
-		if filter != nil {
-			return filter(a)
-		}
-		return nil
-	}
-	defer func() { w.filter = filter }()
+	filter := w.filter.Load().(func(string) error)
+	var last atomic.Value
+	last.Store("")
+	w.filter.Store(func(a string) error {
+		last.Store(a)
+		return filter(a)
+	})
+	defer w.filter.Store(filter)
 	conn, err := w.tier.Dial(w.Context(), node)
 	if err == nil {
 		_ = conn.Close()
 	}
-	return addr, err
+	return last.Load().(string), err
 }
 
 func TestDialReachesTheBrokerThatWasAskedFor(t *testing.T) {
@@ -129,12 +149,12 @@ func TestDialAnySpreadsAndPassesByABrokerThatIsDown(t *testing.T) {
 			w.Errorf("6 connections went to %v", seen)
 		}
 		down := w.tier.Brokers()[1].Addr
-		w.filter = func(addr string) error {
+		w.filter.Store(func(addr string) error {
 			if addr == down {
 				return &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
 			}
 			return nil
-		}
+		})
 		for range 6 {
 			if addr, err := w.dialed(anyBroker); err != nil || addr == down {
 				w.Errorf("%s: %v", addr, err)
@@ -191,7 +211,7 @@ func TestDialErrorsNameTheNodeAndItsAddress(t *testing.T) {
 			w.Error(err)
 		}
 		b := w.tier.Brokers()[0]
-		w.filter = func(string) error { return context.DeadlineExceeded }
+		w.filter.Store(func(string) error { return context.DeadlineExceeded })
 		if _, err := w.dialed(b.ID); err == nil || !strings.Contains(err.Error(), "node 0 at "+b.Addr) {
 			w.Error(err)
 		}
@@ -204,12 +224,12 @@ func TestDialErrorsNameTheNodeAndItsAddress(t *testing.T) {
 func TestConnectWaitsForTheCluster(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		up := time.Now().Add(time.Minute)
-		w.filter = func(string) error {
+		w.filter.Store(func(string) error {
 			if time.Now().Before(up) {
 				return &net.OpError{Op: "dial", Err: context.DeadlineExceeded}
 			}
 			return nil
-		}
+		})
 		w.connect()
 		if w.tier.ClusterID() != "first" || time.Now().Before(up) {
 			w.Errorf("cluster %q at %v", w.tier.ClusterID(), time.Now())
@@ -234,16 +254,17 @@ func TestStatus(t *testing.T) {
 		}
 
 		// The brokers fall silent: a while later the tier says so.
-		down := true
+		var down atomic.Bool
+		down.Store(true)
 		w.kafka.ControlKey(int16(kmsg.Metadata), func(kmsg.Request) (kmsg.Response, error, bool) {
 			w.kafka.KeepControl()
-			return nil, context.Canceled, down // closes the connection
+			return nil, context.Canceled, down.Load() // closes the connection
 		})
 		time.Sleep(2 * defaultStaleAfter)
 		if s := w.tier.Status(); s.Reachable || s.Err == "" {
 			w.Errorf("the brokers answer nothing, and the status is %+v", s)
 		}
-		down = false
+		down.Store(false)
 		time.Sleep(2 * defaultRefresh)
 		if s := w.tier.Status(); !s.Reachable || s.Err != "" {
 			w.Errorf("the brokers are back, and the status is %+v", s)
@@ -476,10 +497,11 @@ func TestAnotherClusterIsRefused(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		w.connect()
 		defer w.run()()
-		pretend := true
+		var pretend atomic.Bool
+		pretend.Store(true)
 		w.kafka.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
 			w.kafka.KeepControl()
-			if !pretend {
+			if !pretend.Load() {
 				return nil, nil, false
 			}
 			resp := req.ResponseKind().(*kmsg.MetadataResponse)
@@ -501,7 +523,7 @@ func TestAnotherClusterIsRefused(t *testing.T) {
 		if w.tier.ClusterID() != "first" {
 			w.Errorf("the id has become %q", w.tier.ClusterID())
 		}
-		pretend = false
+		pretend.Store(false)
 		time.Sleep(2 * defaultRefresh)
 		if _, err := w.dialed(0); err != nil {
 			w.Errorf("the right cluster is back: %v", err)

@@ -47,12 +47,20 @@ type Server struct {
 	proxy   *proxy.Proxy
 	admin   *admin.Server
 
+	phase  atomic.Int32       // starting, running or draining; Health sees the fields above from running on
 	cancel context.CancelFunc // background work
 	wg     sync.WaitGroup
 
 	mu     sync.Mutex
 	config *config.Config // in force
 }
+
+// Phases of a replica's life.
+const (
+	starting int32 = iota
+	running
+	draining
+)
 
 // Start brings a replica up. It waits for the cluster until ctx ends; a store
 // that cannot be reached is tried again in the background. A store that must
@@ -79,6 +87,12 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	clusterOptions.Dial = opt.Dial
 	if s.cluster, err = lowlatency.New(clusterOptions); err != nil {
 		return nil, err
+	}
+	// First of all, so that whoever watches sees what the start waits for.
+	if cfg.Admin != "" {
+		if s.admin, err = admin.Start(cfg.Admin, s.metrics, s.Health, opt.Logger); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.cluster.Connect(ctx); err != nil {
 		return nil, err
@@ -144,11 +158,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Admin != "" {
-		if s.admin, err = admin.Start(cfg.Admin, s.metrics, s.Health, opt.Logger); err != nil {
-			return nil, err
-		}
-	}
+	s.phase.Store(running)
 	return s, nil
 }
 
@@ -178,8 +188,9 @@ func (s *Server) route(cfg *config.Config) error {
 }
 
 // Reload puts in force what of next can change without a restart: topics,
-// classes, default_class and the log level; the next batch of every topic is
-// routed by it. applied and waiting name the keys that differ.
+// classes and default_class; the next batch of every topic is routed by it. (The
+// log level is the logger's owner's to change.) applied and waiting name the
+// keys that differ.
 func (s *Server) Reload(next *config.Config) (applied, waiting []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,9 +201,6 @@ func (s *Server) Reload(next *config.Config) (applied, waiting []string, err err
 	if err := s.route(merged); err != nil {
 		return nil, nil, err
 	}
-	if level, err := zerolog.ParseLevel(merged.Log.Level); err == nil {
-		zerolog.SetGlobalLevel(level)
-	}
 	s.config = merged
 	return applied, waiting, nil
 }
@@ -200,17 +208,28 @@ func (s *Server) Reload(next *config.Config) (applied, waiting []string, err err
 // Health is what /readyz says.
 func (s *Server) Health() admin.Health {
 	h := admin.Health{Ready: true}
+	phase := s.phase.Load()
+	switch phase {
+	case starting:
+		h.Ready = false
+		h.Reasons = append(h.Reasons, "starting")
+	case draining:
+		return admin.Health{Reasons: []string{"draining: clients should go to another replica"}}
+	}
 	status := s.cluster.Status()
 	if !status.Reachable {
 		h.Ready = false
-		h.Reasons = append(h.Reasons, "no broker of the cluster answers: "+status.Err)
+		h.Reasons = append(h.Reasons, "the cluster does not answer: "+status.Err)
 	}
 	for _, id := range status.OutOfRange {
 		h.Degraded = append(h.Degraded, fmt.Sprintf("broker %d is outside listen.node_ids: clients cannot reach it; widen the range on every replica and restart", id))
 	}
+	if phase == starting {
+		return h
+	}
 	for _, store := range s.tier.Status() {
 		if !store.Healthy {
-			h.Degraded = append(h.Degraded, fmt.Sprintf("store %s: %s; its topics' batches go inline within the limits", store.Name, store.Err))
+			h.Degraded = append(h.Degraded, fmt.Sprintf("store %s: %s; its topics' batches go inline, within limits.inline_bytes_*", store.Name, store.Err))
 		}
 	}
 	return h
@@ -241,6 +260,7 @@ const adminClose = 2 * time.Second
 // Shutdown drains: it stops accepting, answers what was read, makes durable
 // what is buffered, and ends.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.phase.Store(draining)
 	var errs []error
 	if s.proxy != nil {
 		errs = append(errs, s.proxy.Shutdown(ctx))
@@ -254,7 +274,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.cluster.Close()
 	}
 	if s.admin != nil {
-		ctx, cancel := context.WithTimeout(ctx, adminClose)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), adminClose)
 		defer cancel()
 		errs = append(errs, s.admin.Close(ctx))
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/keyring"
@@ -15,8 +17,8 @@ import (
 const (
 	// storeAttempts of one request; the writer tries on by itself.
 	storeAttempts = 3
-	// openAtStart is how long the start waits for a store.
-	openAtStart = 10 * time.Second
+	// openTimeout bounds one attempt to open a store; the start waits for one.
+	openTimeout = 10 * time.Second
 	// openAgain is between attempts in the background.
 	openAgain = 2 * time.Second
 )
@@ -40,36 +42,43 @@ func OpenStore(st config.Store, connections int) (objstore.Store, error) {
 // then; one that must not be used ends the start.
 func (s *Server) openStores(ctx, background context.Context) error {
 	meters := objstore.NewMeters(s.metrics)
-	l := s.config.Limits
-	for name, st := range s.config.Stores {
-		open := func(ctx context.Context) error {
-			store, err := OpenStore(st, l.PutConcurrency+l.GetConcurrency)
-			if err != nil {
-				return err
+	var opened errgroup.Group
+	for _, st := range s.config.Stores {
+		opened.Go(func() error {
+			err := s.openStore(ctx, st, meters)
+			switch {
+			case err == nil:
+				return nil
+			case unusable(err):
+				return fmt.Errorf("store %s: %w", st.Name, err)
 			}
-			store = objstore.NewMetered(store, name, meters)
-			store = objstore.NewLimited(store, l.PutConcurrency, l.GetConcurrency)
-			store = objstore.NewRetrying(store, storeAttempts)
-			ring, err := keyring.Open(ctx, store, s.cluster.ClusterID(), keyring.Options{Logger: s.log})
-			if err != nil {
-				return err
-			}
-			s.tier.AddStore(name, diskless.StoreHandle{Store: store, Ring: ring})
+			s.log.Error().Err(err).Str("store", st.Name).Msg("the store cannot be used yet; its topics' batches go inline, within limits.inline_bytes_*, until it can")
+			s.tier.Expect(st.Name, err)
+			s.background(func() { s.keepOpening(background, st, meters) })
 			return nil
-		}
-		atStart, cancel := context.WithTimeout(ctx, openAtStart)
-		err := open(atStart)
-		cancel()
-		if err == nil {
-			continue
-		}
-		if unusable(err) {
-			return fmt.Errorf("store %s: %w", name, err)
-		}
-		s.log.Error().Err(err).Str("store", name).Msg("the store does not answer; its topics' batches go inline until it does")
-		s.tier.Expect(name, err)
-		s.background(func() { s.keepOpening(background, name, open) })
+		})
 	}
+	return opened.Wait()
+}
+
+// openStore hands a store to the diskless tier when it is there and this
+// cluster's.
+func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstore.Meters) error {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	l := s.config.Limits
+	store, err := OpenStore(st, l.PutConcurrency+l.GetConcurrency)
+	if err != nil {
+		return err
+	}
+	store = objstore.NewMetered(store, st.Name, meters)
+	store = objstore.NewLimited(store, l.PutConcurrency, l.GetConcurrency)
+	store = objstore.NewRetrying(store, storeAttempts)
+	ring, err := keyring.Open(ctx, store, s.cluster.ClusterID(), keyring.Options{Logger: s.log})
+	if err != nil {
+		return err
+	}
+	s.tier.AddStore(st.Name, diskless.StoreHandle{Store: store, Ring: ring})
 	return nil
 }
 
@@ -78,20 +87,24 @@ func unusable(err error) bool {
 	return errors.Is(err, keyring.ErrForeign) || errors.Is(err, keyring.ErrKeysMissing) || errors.Is(err, keyring.ErrGarbled) || errors.Is(err, objstore.ErrKey)
 }
 
-func (s *Server) keepOpening(ctx context.Context, name string, open func(context.Context) error) {
+func (s *Server) keepOpening(ctx context.Context, st config.Store, meters *objstore.Meters) {
 	for {
 		select {
 		case <-time.After(openAgain):
 		case <-ctx.Done():
 			return
 		}
-		err := open(ctx)
-		if err == nil {
+		err := s.openStore(ctx, st, meters)
+		switch {
+		case err == nil:
+			s.log.Info().Str("store", st.Name).Msg("the store can be used now")
+			return
+		case ctx.Err() != nil:
 			return
 		}
-		s.tier.Expect(name, err)
+		s.tier.Expect(st.Name, err)
 		if unusable(err) {
-			s.log.Error().Err(err).Str("store", name).Msg("the store must not be used; its topics' batches stay inline")
+			s.log.Error().Err(err).Str("store", st.Name).Msg("the store must not be used; its topics' batches stay inline, within limits.inline_bytes_*, until a restart")
 			return
 		}
 	}
