@@ -22,7 +22,7 @@ type segment struct {
 	name  string
 	max   int64
 	bytes int64
-	lru   *simplelru.LRU[chunkKey, []byte]
+	lru   *simplelru.LRU[chunkKey, []byte] // none is empty
 
 	hits, evictions prometheus.Counter
 	size            prometheus.Gauge
@@ -69,15 +69,19 @@ func (c *cache) get(k chunkKey) []byte {
 	return nil
 }
 
-// has looks without counting or refreshing.
-func (c *cache) has(k chunkKey) bool {
+// peek looks without counting or refreshing.
+func (c *cache) peek(k chunkKey) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.recent.lru.Contains(k) || c.scan.lru.Contains(k)
+	if b, ok := c.recent.lru.Peek(k); ok {
+		return b
+	}
+	b, _ := c.scan.lru.Peek(k)
+	return b
 }
 
 // add admits a chunk; recent says to which segment. A chunk larger than its
-// segment is not kept.
+// segment is not kept, nor an empty one, which would cost nothing and never go.
 func (c *cache) add(k chunkKey, b []byte, recent bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -85,11 +89,9 @@ func (c *cache) add(k chunkKey, b []byte, recent bool) {
 	if recent {
 		s = c.recent
 	}
-	if int64(cap(b)) > s.max {
+	c.forget(k)
+	if len(b) == 0 || int64(cap(b)) > s.max {
 		return
-	}
-	if s.lru.Contains(k) {
-		s.lru.Remove(k)
 	}
 	for s.bytes+int64(cap(b)) > s.max {
 		s.lru.RemoveOldest()
@@ -104,6 +106,14 @@ func (c *cache) add(k chunkKey, b []byte, recent bool) {
 func (c *cache) remove(k chunkKey) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.recent.lru.Remove(k)
-	c.scan.lru.Remove(k)
+	c.forget(k)
+}
+
+// forget removes a chunk from both segments. mu is held.
+func (c *cache) forget(k chunkKey) {
+	for _, s := range [...]*segment{c.recent, c.scan} {
+		if s.lru.Remove(k) {
+			s.size.Set(float64(s.bytes))
+		}
+	}
 }

@@ -69,22 +69,29 @@ func entryOf(topic string, partition int32, offset int, b wire.Batch) Entry {
 	}
 }
 
-// appendFooter closes an object: footer and trailer follow its batches.
-func appendFooter(object []byte, entries []Entry) []byte {
-	from := len(object)
-	for _, e := range entries {
-		object = binary.AppendUvarint(object, uint64(len(e.Topic)))
-		object = append(object, e.Topic...)
-		object = binary.AppendUvarint(object, uint64(uint32(e.Partition)))
-		object = binary.AppendUvarint(object, e.Offset)
-		object = binary.AppendUvarint(object, uint64(e.Length))
-		object = binary.AppendUvarint(object, uint64(uint32(e.Records)))
-		object = binary.AppendUvarint(object, uint64(e.ProducerID+1))
-		object = binary.AppendUvarint(object, uint64(uint16(e.ProducerEpoch+1)))
-		object = binary.AppendUvarint(object, uint64(uint32(e.BaseSequence+1)))
-		object = binary.BigEndian.AppendUint32(object, e.CRC)
+// appendEntry adds a batch to a footer.
+func appendEntry(footer []byte, e Entry) []byte {
+	footer = binary.AppendUvarint(footer, uint64(len(e.Topic)))
+	footer = append(footer, e.Topic...)
+	footer = binary.AppendUvarint(footer, uint64(uint32(e.Partition)))
+	footer = binary.AppendUvarint(footer, e.Offset)
+	footer = binary.AppendUvarint(footer, uint64(e.Length))
+	footer = binary.AppendUvarint(footer, uint64(uint32(e.Records)))
+	footer = binary.AppendUvarint(footer, uint64(e.ProducerID+1))
+	footer = binary.AppendUvarint(footer, uint64(uint16(e.ProducerEpoch+1)))
+	footer = binary.AppendUvarint(footer, uint64(uint32(e.BaseSequence+1)))
+	return binary.BigEndian.AppendUint32(footer, e.CRC)
+}
+
+// wholeObject is batches, footer and trailer in no more memory than they need:
+// what is written also stays in the cache. It may be batches' own memory.
+func wholeObject(batches, footer []byte) []byte {
+	size := len(batches) + len(footer) + trailerSize
+	object := batches
+	if spare := cap(batches) - size; spare < 0 || spare > size/8 {
+		object = append(make([]byte, 0, size), batches...)
 	}
-	footer := object[from:]
+	object = append(object, footer...)
 	object = binary.BigEndian.AppendUint32(object, uint32(len(footer)))
 	object = binary.BigEndian.AppendUint32(object, crc32.Checksum(footer, wire.Castagnoli))
 	object = append(object, objectVersion)

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/proxy/wire"
@@ -62,8 +64,11 @@ func (t *Tier) verify(ctx context.Context, tp tiers.TopicPartition, b wire.Batch
 	if !is {
 		return nil, nil
 	}
-	w, key, ok := t.lookup(ctx, signed.Ref.KeyID)
-	if !ok {
+	w, key, err := t.lookup(ctx, signed.Ref.KeyID)
+	if err != nil && !errors.Is(err, keyring.ErrUnknownKey) {
+		return nil, t.keysUnreadable(tp, b, err)
+	}
+	if err != nil {
 		return nil, t.refuse(tp, b, "unknown key", fmt.Errorf("key %x is in no configured store; "+
 			"was the store removed from the configuration, or its sluice/keys/ prefix emptied?", signed.Ref.KeyID))
 	}
@@ -84,11 +89,22 @@ func (t *Tier) refuse(tp tiers.TopicPartition, b wire.Batch, reason string, err 
 	return fmt.Errorf("%w: %s-%d at offset %d: %s: %w", ErrUnverified, tp.Topic, tp.Partition, b.BaseOffset(), reason, err)
 }
 
-// lookup finds the store and the key of a key id.
-func (t *Tier) lookup(ctx context.Context, id placeholder.KeyID) (*writer, placeholder.Key, bool) {
+// keysUnreadable is about a placeholder that may be genuine.
+func (t *Tier) keysUnreadable(tp tiers.TopicPartition, b wire.Batch, err error) error {
+	t.metrics.unreadable.WithLabelValues("keys").Inc()
+	if !errors.Is(err, context.Canceled) && t.complaint.Allow() {
+		t.log.Error().Err(err).Str("topic", tp.Topic).Int32("partition", tp.Partition).Int64("offset", b.BaseOffset()).
+			Msg("the keys that a placeholder is verified with cannot be read: readers of this partition get KAFKA_STORAGE_ERROR and try again; check the store")
+	}
+	return fmt.Errorf("%w: %s-%d at offset %d: %w", ErrUnreadable, tp.Topic, tp.Partition, b.BaseOffset(), err)
+}
+
+// lookup finds the store and the key of a key id. keyring.ErrUnknownKey means
+// that every store was asked and none has it.
+func (t *Tier) lookup(ctx context.Context, id placeholder.KeyID) (*writer, placeholder.Key, error) {
 	t.mu.RLock()
 	known := t.keys[id]
-	writers := make([]*writer, 0, 1+len(t.writers))
+	writers := make([]*writer, 0, len(t.writers))
 	if known != nil {
 		writers = append(writers, known)
 	} else {
@@ -97,21 +113,34 @@ func (t *Tier) lookup(ctx context.Context, id placeholder.KeyID) (*writer, place
 		}
 	}
 	t.mu.RUnlock()
-	for _, w := range writers {
-		h := w.handle()
-		if h.Ring == nil {
-			continue
-		}
-		if key, ok := h.Ring.Lookup(ctx, id); ok {
-			if known == nil {
-				t.mu.Lock()
-				t.keys[id] = w
-				t.mu.Unlock()
+	missing := error(keyring.ErrUnknownKey)
+	// In memory first: a store that is down must not stand before another's
+	// keys.
+	for _, find := range []func(*keyring.Ring) (placeholder.Key, error){
+		func(r *keyring.Ring) (placeholder.Key, error) { return r.Cached(id) },
+		func(r *keyring.Ring) (placeholder.Key, error) { return r.Lookup(ctx, id) },
+	} {
+		for _, w := range writers {
+			ring := w.handle().Ring
+			if ring == nil {
+				missing = fmt.Errorf("store %s is not open yet: %w", w.name, objstore.ErrUnavailable)
+				continue
 			}
-			return w, key, true
+			key, err := find(ring)
+			if err == nil {
+				if known == nil {
+					t.mu.Lock()
+					t.keys[id] = w
+					t.mu.Unlock()
+				}
+				return w, key, nil
+			}
+			if !errors.Is(err, keyring.ErrUnknownKey) {
+				missing = fmt.Errorf("store %s: %w", w.name, err)
+			}
 		}
 	}
-	return nil, placeholder.Key{}, false
+	return nil, placeholder.Key{}, missing
 }
 
 // inlinePiece is a batch of the broker's own.
@@ -170,14 +199,17 @@ func (p *storedPiece) complain(err error) error {
 	switch {
 	case errors.Is(err, objstore.ErrNotFound):
 		reason = "not found"
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, objstore.ErrUnavailable):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, objstore.ErrUnavailable):
 		reason = "unavailable"
 	case errors.Is(err, objstore.ErrAccess):
 		reason = "access"
 	}
-	p.tier.metrics.unreadable.WithLabelValues(reason).Inc()
 	key := objectKey(p.ref.Object, p.ref.Audit)
-	if !errors.Is(err, context.Canceled) && p.tier.complaint.Allow() {
+	gone := errors.Is(err, context.Canceled) // the reader, or this replica
+	if !gone {
+		p.tier.metrics.unreadable.WithLabelValues(reason).Inc()
+	}
+	if !gone && p.tier.complaint.Allow() {
 		p.tier.log.Error().Err(err).Str("topic", p.tp.Topic).Int32("partition", p.tp.Partition).Int64("offset", p.batch.BaseOffset()).
 			Str("store", p.writer.name).Str("object", key).Str("reason", reason).
 			Msg("an object cannot be read: readers of this partition get KAFKA_STORAGE_ERROR and try again; check the store")
@@ -205,6 +237,9 @@ func (t *Tier) read(ctx context.Context, w *writer, ref placeholder.Ref) ([]byte
 	keys := t.chunks(w, ref)
 	size := uint64(t.limits.ChunkBytes)
 	var joined []byte
+	if len(keys) > 1 {
+		joined = make([]byte, 0, ref.Length)
+	}
 	at, left := ref.Offset, uint64(ref.Length)
 	for _, k := range keys {
 		chunk, err := t.chunk(ctx, w, k)
@@ -230,7 +265,7 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 	if b := t.cache.get(k); b != nil {
 		return b, nil
 	}
-	name := k.store + "/" + k.id.String() + "/" + strconv.Itoa(int(k.index))
+	name := k.store + "/" + objectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
 	loaded := t.loads.DoChan(name, func() (any, error) {
 		// Detached: whoever asked first may leave, the others still wait.
 		ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
@@ -238,6 +273,9 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 		store := w.handle().Store
 		if store == nil {
 			return nil, objstore.ErrUnavailable
+		}
+		if b := t.cache.peek(k); b != nil {
+			return b, nil // another's GET ended between the look above and here
 		}
 		t.metrics.gets.Inc()
 		b, err := store.Get(ctx, objectKey(k.id, k.audit), int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
@@ -267,7 +305,11 @@ func (t *Tier) admit(store string, obj *object) {
 	size := int(t.limits.ChunkBytes)
 	for i := 0; i*size < len(obj.buf); i++ {
 		end := min((i+1)*size, len(obj.buf))
-		t.cache.add(chunkKey{store, obj.audit, obj.id, uint32(i)}, obj.buf[i*size:end:end], true)
+		chunk := obj.buf[i*size : end : end]
+		if len(chunk) < len(obj.buf) {
+			chunk = slices.Clone(chunk) // else one chunk would hold all of the object
+		}
+		t.cache.add(chunkKey{store, obj.audit, obj.id, uint32(i)}, chunk, true)
 	}
 }
 
@@ -281,7 +323,7 @@ func (t *Tier) readAhead(pieces []*storedPiece) {
 			return
 		}
 		for _, k := range t.chunks(p.writer, p.ref) {
-			if k == last || t.cache.has(k) {
+			if k == last || t.cache.peek(k) != nil {
 				continue
 			}
 			last = k

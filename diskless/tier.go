@@ -32,17 +32,17 @@ type StoreHandle struct {
 type Limits struct {
 	BufferBytes        int64         // batches that wait for their object to be durable
 	CacheBytes         int64         // chunks in memory
-	ChunkBytes         int64         // what one GET asks for
+	ChunkBytes         int64         // what one GET asks for; no more than a sixteenth of the cache
 	PutConcurrency     int           // PUTs at a time, per store
-	PutTimeout         time.Duration // from a batch's arrival to its going inline
-	PutAttempt         time.Duration // one PUT
+	PutTimeout         time.Duration // from a batch's arrival to its going inline; no batch lingers longer than half of it
+	PutAttempt         time.Duration // one PUT; 0 is twice PutTimeout
 	GetTimeout         time.Duration // one chunk, retries included
 	ReadAhead          int           // objects of one Fetch answer that are read at a time, before they are needed
 	InlineBytesPerSec  int64         // what an outage may put on the brokers per second
-	InlineBytesTotal   int64         // and until the store is healthy again
+	InlineBytesTotal   int64         // and until all stores take objects in time again
 	MaxPlaceholderAge  time.Duration // of the object, when its placeholder is forwarded
 	RecentObjects      time.Duration // objects younger than this are cached apart from catch-up reads
-	ProbeInterval      time.Duration // between probes of a store that failed
+	ProbeInterval      time.Duration // between probes of a store that failed; grows when it fails again at once
 	InlineThresholdPct int           // a batch goes inline when it is smaller than its placeholder times this / 100
 }
 
@@ -54,7 +54,6 @@ func DefaultLimits() Limits {
 		ChunkBytes:         16 << 20,
 		PutConcurrency:     16,
 		PutTimeout:         5 * time.Second,
-		PutAttempt:         30 * time.Second,
 		GetTimeout:         10 * time.Second,
 		ReadAhead:          4,
 		InlineBytesPerSec:  16 << 20,
@@ -66,14 +65,17 @@ func DefaultLimits() Limits {
 	}
 }
 
+// minChunk keeps GETs few, however small the cache.
+const minChunk = 1 << 20
+
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	def(&l.BufferBytes, d.BufferBytes)
 	def(&l.CacheBytes, d.CacheBytes)
-	def(&l.ChunkBytes, d.ChunkBytes)
+	def(&l.ChunkBytes, min(d.ChunkBytes, max(minChunk, l.CacheBytes/16)))
 	def(&l.PutConcurrency, d.PutConcurrency)
 	def(&l.PutTimeout, d.PutTimeout)
-	def(&l.PutAttempt, d.PutAttempt)
+	def(&l.PutAttempt, 2*l.PutTimeout)
 	def(&l.GetTimeout, d.GetTimeout)
 	def(&l.ReadAhead, d.ReadAhead)
 	def(&l.MaxPlaceholderAge, d.MaxPlaceholderAge)
@@ -165,7 +167,7 @@ func (t *Tier) writer(name string) *writer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if w = t.writers[name]; w == nil {
-		w = newWriter(t, name)
+		w = newWriter(t, name, t.closed)
 		t.writers[name] = w
 	}
 	return w
@@ -219,8 +221,13 @@ func (t *Tier) Status() []StoreStatus {
 	return out
 }
 
+// closeGrace is how long Close waits for a store that does not heed the end of
+// a request's context.
+const closeGrace = 5 * time.Second
+
 // Close seals every open object and waits until all are durable or ctx ends.
-// Offload after Close goes inline.
+// What is then undecided goes inline, as does what is offloaded after Close:
+// every notify has been called when Close returns, and no PUT is under way.
 func (t *Tier) Close(ctx context.Context) error {
 	t.mu.Lock()
 	t.closed = true
@@ -235,29 +242,32 @@ func (t *Tier) Close(ctx context.Context) error {
 	}
 	err := drained.Wait()
 	t.cancel()
-	t.wg.Wait()
+	for _, w := range writers {
+		w.giveUp()
+	}
+	ended := make(chan struct{})
+	go func() {
+		t.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeGrace):
+		err = errors.Join(err, errors.New("an object store does not let go of a request"))
+	}
 	if err != nil {
 		return fmt.Errorf("diskless: closing: %w", err)
 	}
 	return nil
 }
 
-func (t *Tier) isClosed() bool {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.closed
-}
-
 // Offload starts to store one batch; see tiers.OffloadRequest. The checks that
 // need no store happen here, in the caller's goroutine.
 func (t *Tier) Offload(ctx context.Context, req tiers.OffloadRequest, notify func()) tiers.Offload {
-	o := &offload{tier: t, ctx: ctx, req: req, arrived: time.Now(), notify: notify}
-	reason := o.inspect()
-	if reason == "" && t.isClosed() {
-		reason = tiers.InlineUnavailable
-	}
-	if reason != "" {
-		o.goInline(reason)
+	o := &offload{tier: t, ctx: ctx, req: req, size: len(req.Batch), arrived: time.Now(), notify: notify}
+	if reason := o.inspect(); reason != "" {
+		o.inline(reason)
+		notify()
 		return o
 	}
 	t.writer(req.Class.Store).take(o)

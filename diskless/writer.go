@@ -1,10 +1,12 @@
 package diskless
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,7 +30,9 @@ const (
 type offload struct {
 	tier     *Tier
 	ctx      context.Context
-	req      tiers.OffloadRequest
+	req      tiers.OffloadRequest // Batch is nil once it is in an object
+	size     int                  // of the batch
+	crc      uint32
 	original *placeholder.Original
 	arrived  time.Time
 	decideBy time.Time // when it goes inline, if its object is not durable by then
@@ -54,6 +58,8 @@ func (o *offload) inspect() tiers.InlineReason {
 		return tiers.InlineControl
 	case o.req.MaxMessageBytes > 0 && len(b) > int(o.req.MaxMessageBytes):
 		return tiers.InlineTooLarge
+	case b.Codec() == wire.CodecZstd && o.req.ProduceVersion < zstdSince:
+		return tiers.InlineInvalid
 	}
 	original, err := placeholder.Validate(b)
 	if err != nil {
@@ -62,7 +68,7 @@ func (o *offload) inspect() tiers.InlineReason {
 	if len(b)*100 < original.PlaceholderSize()*o.tier.limits.InlineThresholdPct {
 		return tiers.InlineSmall
 	}
-	o.original = original
+	o.original, o.crc = original, b.CRC()
 	// Well within the client's own patience: half of what it waits for would
 	// already make it retry.
 	patience := o.tier.limits.PutTimeout
@@ -73,17 +79,20 @@ func (o *offload) inspect() tiers.InlineReason {
 	return ""
 }
 
-// goInline decides for inline. writer.mu is held unless no writer has seen o.
-func (o *offload) goInline(reason tiers.InlineReason) {
+// zstdSince is the version of Produce that allows zstd (KIP-110).
+const zstdSince = 7
+
+// inline decides for inline; whoever calls it sees to notify.
+func (o *offload) inline(reason tiers.InlineReason) {
 	o.fate, o.reason = inlined, reason
 	o.count(reason)
-	o.notify()
+	o.req.Batch, o.original = nil, nil
 }
 
 func (o *offload) count(reason tiers.InlineReason) {
 	m := o.tier.metrics
 	m.inlineBatches.WithLabelValues(o.req.Class.Name, string(reason)).Inc()
-	m.inlineBytes.WithLabelValues(o.req.Class.Name, string(reason)).Add(float64(len(o.req.Batch)))
+	m.inlineBytes.WithLabelValues(o.req.Class.Name, string(reason)).Add(float64(o.size))
 }
 
 // Result builds the placeholder, or leaves the batch as it is.
@@ -92,7 +101,7 @@ func (o *offload) Result() tiers.Offloaded {
 		return tiers.Offloaded{Inline: o.reason}
 	}
 	t := o.tier
-	if time.Since(o.object.opened) > t.limits.MaxPlaceholderAge {
+	if o.object.age() > t.limits.MaxPlaceholderAge {
 		// What collects garbage may take an object of this age for settled.
 		o.count(tiers.InlineStale)
 		return tiers.Offloaded{Inline: tiers.InlineStale}
@@ -100,34 +109,54 @@ func (o *offload) Result() tiers.Offloaded {
 	key := o.writer.handle().Ring.Current()
 	ref := placeholder.Ref{
 		KeyID: key.ID, Object: o.object.id, Audit: o.object.audit,
-		Offset: uint64(o.offset), Length: uint32(len(o.req.Batch)), CRC: wire.Batch(o.req.Batch).CRC(),
+		Offset: uint64(o.offset), Length: uint32(o.size), CRC: o.crc,
 	}
 	id := placeholder.Identity{ClusterID: t.clusterID, Topic: o.req.Topic, Partition: o.req.Partition}
-	records, err := o.original.Build(ref, key, id, o.req.ProduceVersion >= 7)
+	records, err := o.original.Build(ref, key, id, o.req.ProduceVersion >= zstdSince)
 	if err != nil {
 		o.count(tiers.InlineInvalid)
 		return tiers.Offloaded{Inline: tiers.InlineInvalid}
 	}
 	class := o.req.Class.Name
 	t.metrics.storedBatches.WithLabelValues(class).Inc()
-	t.metrics.storedBytes.WithLabelValues(class).Add(float64(len(o.req.Batch)))
+	t.metrics.storedBytes.WithLabelValues(class).Add(float64(o.size))
 	t.metrics.placeholders.WithLabelValues(class).Add(float64(len(records)))
 	return tiers.Offloaded{Records: records}
 }
 
-// object is one WAL object while it is filled and written.
+// object is one WAL object while it is filled and written. Its writer's mu
+// guards it, but for buf once it is sealed: that is put's, and never written to
+// again, for a cancelled PUT may still read it.
 type object struct {
-	id      ulid.ULID
-	audit   bool
-	class   string
-	opened  time.Time
-	limit   int64 // bytes at which it is sealed
-	linger  *time.Timer
-	buf     []byte
-	batches int64 // bytes of batches in buf
-	entries []Entry
-	waiting []*offload
-	sealed  time.Time
+	id     ulid.ULID
+	audit  bool
+	class  classKey
+	opened time.Time
+	limit  int64 // bytes at which it is sealed
+	linger *time.Timer
+	buf    []byte
+	footer []byte
+	ctx    context.Context // ends when nobody waits for it any longer
+	cancel context.CancelFunc
+
+	batches int64      // bytes of batches in it
+	waiting []*offload // the undecided, in order of arrival
+	due     time.Time  // not after the first decideBy of waiting
+	late    bool       // some batch did not wait for it
+	sealed  time.Time  // zero while it is open
+	err     error      // of the last attempt
+}
+
+// age is by the wall clock too: the other one stops while a machine sleeps.
+func (obj *object) age() time.Duration {
+	return max(time.Since(obj.opened), time.Now().Round(0).Sub(obj.opened.Round(0)))
+}
+
+// classKey tells open objects apart. A class may change its prefix when the
+// configuration is read again.
+type classKey struct {
+	name  string
+	audit bool
 }
 
 // writer fills objects for one store and makes them durable. All partitions
@@ -140,28 +169,54 @@ type writer struct {
 
 	mu       sync.Mutex
 	store    StoreHandle // zero until attached
-	open     map[string]*object
-	pending  map[*object]struct{} // sealed, not yet durable or given up
-	buffered int64                // bytes of batches in open and pending objects
-	parked   []*offload           // waiting for buffer space, first come first served
+	open     map[classKey]*object
+	pending  []*object  // sealed, not yet durable or given up, oldest first
+	buffered int64      // bytes of batches in open and pending objects; at most limits.BufferBytes
+	parked   []*offload // waiting for buffer space, first come first served; the proxy's memory for requests bounds it
+	decided  []*offload // to be notified by unlock
 	sweeping bool
+	draining bool
 	failing  bool
+	owing    bool          // the inline budget did not cover a batch whose time was up
+	probing  bool          // a probe runs
+	proven   bool          // an object was on time since the store last became healthy
+	pause    time.Duration // before the next probe
 	lastErr  error
 	idle     []chan struct{} // told when nothing is open, pending or parked
 }
 
-func newWriter(t *Tier, name string) *writer {
+func newWriter(t *Tier, name string, closed bool) *writer {
 	t.metrics.healthy.WithLabelValues(name).Set(0)
 	return &writer{
 		tier: t, name: name, failing: true, lastErr: errors.New("the store could not be opened yet"),
-		puts: make(chan struct{}, t.limits.PutConcurrency),
-		open: make(map[string]*object), pending: make(map[*object]struct{}),
+		puts: make(chan struct{}, t.limits.PutConcurrency), pause: t.limits.ProbeInterval,
+		open: make(map[classKey]*object), draining: closed,
 	}
+}
+
+// unlock releases mu and tells those whose batches were decided under it:
+// notify is a stranger's code and may call back.
+func (w *writer) unlock() {
+	decided := w.decided
+	w.decided = nil
+	w.mu.Unlock()
+	for _, o := range decided {
+		o.notify()
+	}
+}
+
+// decide decides one batch. mu is held.
+func (w *writer) decide(o *offload, f fate) {
+	if f == inlined {
+		o.inline(tiers.InlineUnavailable)
+	}
+	o.fate = f
+	w.decided = append(w.decided, o)
 }
 
 func (w *writer) attach(h StoreHandle) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	defer w.unlock()
 	w.store = h
 	w.setHealthy()
 }
@@ -196,11 +251,13 @@ func (w *writer) status() StoreStatus {
 func (w *writer) take(o *offload) {
 	o.writer = w
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	defer w.unlock()
 	switch {
-	case w.failing && w.tier.budget.take(len(o.req.Batch)):
-		o.goInline(tiers.InlineUnavailable)
-	case !w.attached() || len(w.parked) > 0 || w.buffered > 0 && w.buffered+int64(len(o.req.Batch)) > w.tier.limits.BufferBytes:
+	case w.draining:
+		w.decide(o, inlined)
+	case w.failing && !w.owing && w.tier.budget.take(o.size):
+		w.decide(o, inlined)
+	case !w.attached() || len(w.parked) > 0 || !w.fits(o):
 		w.parked = append(w.parked, o)
 		w.tier.metrics.parked.Inc()
 	default:
@@ -209,39 +266,68 @@ func (w *writer) take(o *offload) {
 	w.sweepLater()
 }
 
+// fits reports whether the buffer has room. A batch larger than all of it goes
+// alone.
+func (w *writer) fits(o *offload) bool {
+	return w.buffered == 0 || w.buffered+int64(o.size) <= w.tier.limits.BufferBytes
+}
+
+// minObjectBuffer is what an object starts with.
+const minObjectBuffer = 64 << 10
+
 // append puts a batch into its class's open object. mu is held.
 func (w *writer) append(o *offload) {
 	class := o.req.Class
-	obj := w.open[class.Name]
+	key := classKey{class.Name, class.Audit}
+	obj := w.open[key]
 	if obj == nil {
-		now := time.Now()
-		obj = &object{
-			id: ulid.MustNew(ulid.Timestamp(now), rand.Reader), audit: class.Audit, class: class.Name, opened: now,
-			limit: max(class.ObjectSize, 1),
-		}
-		obj.linger = time.AfterFunc(class.Linger, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.seal(obj, "linger")
-		})
-		w.open[class.Name] = obj
+		obj = w.openObject(key, class)
 	}
 	o.object, o.offset = obj, len(obj.buf)
-	if need := len(obj.buf) + len(o.req.Batch); need > cap(obj.buf) {
+	if need := len(obj.buf) + o.size; need > cap(obj.buf) {
 		// Grown by doubling up to the sealing size, so that a quiet class does
 		// not hold a whole object's memory.
-		grown := make([]byte, len(obj.buf), max(need, min(2*cap(obj.buf), int(obj.limit)+64<<10), 64<<10))
+		grown := make([]byte, len(obj.buf), max(need, min(2*cap(obj.buf), int(obj.limit)), minObjectBuffer))
 		copy(grown, obj.buf)
 		obj.buf = grown
 	}
 	obj.buf = append(obj.buf, o.req.Batch...)
-	obj.entries = append(obj.entries, entryOf(o.req.Topic, o.req.Partition, o.offset, o.req.Batch))
+	obj.footer = appendEntry(obj.footer, entryOf(o.req.Topic, o.req.Partition, o.offset, o.req.Batch))
+	o.req.Batch = nil // the copy serves from here on
 	obj.waiting = append(obj.waiting, o)
-	w.buffered += int64(len(o.req.Batch))
-	w.tier.metrics.buffered.Add(float64(len(o.req.Batch)))
-	if int64(len(obj.buf)) >= obj.limit {
+	if obj.due.IsZero() || o.decideBy.Before(obj.due) {
+		obj.due = o.decideBy
+	}
+	obj.batches += int64(o.size)
+	w.hold(int64(o.size))
+	if obj.batches >= obj.limit {
 		w.seal(obj, "size")
 	}
+}
+
+// hold counts bytes in or, below zero, out of the buffer. mu is held.
+func (w *writer) hold(n int64) {
+	w.buffered += n
+	w.tier.metrics.buffered.Add(float64(n))
+}
+
+func (w *writer) openObject(key classKey, class *tiers.Class) *object {
+	now := time.Now()
+	// The key's time is for people and for listing; what makes it unique is 80
+	// random bits, whatever the clock does.
+	obj := &object{
+		id: ulid.MustNew(ulid.Timestamp(now), rand.Reader), audit: class.Audit, class: key, opened: now,
+		limit: max(class.ObjectSize, 1),
+	}
+	obj.ctx, obj.cancel = context.WithCancel(w.tier.ctx)
+	// What lingers longer than its patience could never be stored.
+	obj.linger = time.AfterFunc(min(class.Linger, w.tier.limits.PutTimeout/2), func() {
+		w.mu.Lock()
+		defer w.unlock()
+		w.seal(obj, "linger")
+	})
+	w.open[key] = obj
+	return obj
 }
 
 // seal closes an object and starts its PUT. mu is held.
@@ -252,13 +338,18 @@ func (w *writer) seal(obj *object, reason string) {
 	delete(w.open, obj.class)
 	obj.linger.Stop()
 	obj.sealed = time.Now()
-	obj.batches = int64(len(obj.buf))
-	obj.buf = appendFooter(obj.buf, obj.entries)
-	obj.entries = nil
-	w.pending[obj] = struct{}{}
+	w.pending = append(w.pending, obj)
 	w.tier.metrics.seals.WithLabelValues(reason).Inc()
 	w.tier.wg.Add(1)
 	go w.put(obj)
+}
+
+// discard forgets an open object that nobody waits for. mu is held.
+func (w *writer) discard(obj *object) {
+	delete(w.open, obj.class)
+	obj.linger.Stop()
+	obj.cancel()
+	w.hold(-obj.batches)
 }
 
 // putBackoff is between attempts at one object.
@@ -269,33 +360,43 @@ const (
 
 // put makes an object durable, and tries as long as somebody waits for it.
 func (w *writer) put(obj *object) {
-	t := w.tier
-	defer t.wg.Done()
+	defer w.tier.wg.Done()
+	took, err := w.tryPut(obj)
+	if err == nil {
+		// The replica's own readers are next: they need no GET.
+		w.tier.admit(w.name, obj)
+	}
+	w.settle(obj, took, err)
+}
+
+// tryPut returns how long the attempt took that succeeded.
+func (w *writer) tryPut(obj *object) (time.Duration, error) {
 	select {
 	case w.puts <- struct{}{}:
 		defer func() { <-w.puts }()
-	case <-t.ctx.Done():
-		w.settle(obj, t.ctx.Err())
-		return
+	case <-obj.ctx.Done():
+		return 0, obj.ctx.Err()
 	}
+	obj.buf = wholeObject(obj.buf, obj.footer)
+	obj.footer = nil
 	store := w.handle().Store
 	key := objectKey(obj.id, obj.audit)
 	backoff := minPutBackoff
 	for {
-		ctx, cancel := context.WithTimeout(t.ctx, t.limits.PutAttempt)
+		started := time.Now()
+		ctx, cancel := context.WithTimeout(obj.ctx, w.tier.limits.PutAttempt)
 		err := store.Put(ctx, key, obj.buf)
 		cancel()
 		if err == nil {
-			w.settle(obj, nil)
-			return
+			return time.Since(started), nil
 		}
 		if !w.keepTrying(obj, err) {
-			w.settle(obj, err)
-			return
+			return 0, err
 		}
 		select {
 		case <-time.After(backoff):
-		case <-t.ctx.Done():
+		case <-obj.ctx.Done():
+			return 0, err
 		}
 		backoff = min(2*backoff, maxPutBackoff)
 	}
@@ -305,12 +406,12 @@ func (w *writer) put(obj *object) {
 func (w *writer) keepTrying(obj *object, err error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.lastErr = err
-	if w.tier.ctx.Err() != nil {
-		return false
+	if obj.ctx.Err() != nil {
+		return false // the error may be no more than that
 	}
+	obj.err, w.lastErr = err, err
 	for _, o := range obj.waiting {
-		if o.fate == undecided && o.ctx.Err() == nil {
+		if o.ctx.Err() == nil {
 			return true
 		}
 	}
@@ -318,64 +419,79 @@ func (w *writer) keepTrying(obj *object, err error) bool {
 }
 
 // settle decides all that still waits for an object: durable when err is nil.
-func (w *writer) settle(obj *object, err error) {
+func (w *writer) settle(obj *object, took time.Duration, err error) {
 	t := w.tier
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	delete(w.pending, obj)
-	w.buffered -= obj.batches
-	t.metrics.buffered.Sub(float64(obj.batches))
-	wanted := false
-	if err == nil {
+	defer w.unlock()
+	obj.cancel()
+	w.pending = slices.DeleteFunc(w.pending, func(p *object) bool { return p == obj })
+	w.hold(-obj.batches)
+	switch {
+	case err == nil:
 		now := time.Now()
 		t.metrics.objects.WithLabelValues(w.name).Inc()
 		t.metrics.objectBytes.WithLabelValues(w.name).Add(float64(len(obj.buf)))
 		t.metrics.putSeconds.Observe(now.Sub(obj.sealed).Seconds())
-		// The replica's own readers are next: they need no GET.
-		t.admit(w.name, obj)
-		for _, o := range obj.waiting {
-			if o.fate == undecided {
-				wanted = true
-				o.fate = durable
-				t.metrics.ackSeconds.Observe(now.Sub(o.arrived).Seconds())
-				o.notify()
-			}
-		}
-		if !wanted {
+		if len(obj.waiting) == 0 {
 			// Never deleted here: an object may only die when nothing can
 			// refer to it, and that is decided elsewhere, much later.
 			t.metrics.orphans.Inc()
 		}
-		w.setHealthy()
-	} else {
-		w.setFailing(err)
 		for _, o := range obj.waiting {
-			if o.fate == undecided {
-				o.goInline(tiers.InlineUnavailable) // its client has gone, or the tier closes
-			}
+			t.metrics.ackSeconds.Observe(now.Sub(o.arrived).Seconds())
+			w.decide(o, durable)
+		}
+		// A success that took too long heals nothing.
+		if !obj.late || took < t.limits.PutTimeout/2 {
+			w.setHealthy()
+		}
+		if !obj.late {
+			w.proven = true
+			t.budget.works(w.name)
+		}
+	default:
+		if obj.err != nil {
+			w.setFailing(obj.err)
+		}
+		for _, o := range obj.waiting {
+			w.decide(o, inlined) // its client has gone, or the tier closes
 		}
 	}
 	obj.waiting = nil
+	obj.buf = nil
 	w.unpark()
 	w.tellIdle()
 }
 
 // unpark moves parked batches on as space allows. mu is held.
 func (w *writer) unpark() {
-	if !w.attached() {
+	closing := w.tier.ctx.Err() != nil
+	if !w.attached() && !closing {
 		return
 	}
 	n := 0
 	for _, o := range w.parked {
-		if w.buffered > 0 && w.buffered+int64(len(o.req.Batch)) > w.tier.limits.BufferBytes {
+		if closing || o.ctx.Err() != nil {
+			w.decide(o, inlined)
+		} else if w.fits(o) {
+			w.append(o)
+		} else {
 			break
 		}
-		w.append(o)
 		n++
 	}
 	if n > 0 {
-		w.parked = append(w.parked[:0:0], w.parked[n:]...)
+		w.parked = slices.Delete(w.parked, 0, n)
 		w.tier.metrics.parked.Sub(float64(n))
+	}
+	if w.draining {
+		w.sealAll()
+	}
+}
+
+func (w *writer) sealAll() {
+	for _, obj := range w.open {
+		w.seal(obj, "close")
 	}
 }
 
@@ -390,73 +506,100 @@ func (w *writer) sweepLater() {
 	w.sweeping = true
 	time.AfterFunc(sweepInterval, func() {
 		w.mu.Lock()
-		defer w.mu.Unlock()
+		defer w.unlock()
 		w.sweeping = false
 		w.sweep(time.Now())
 		w.sweepLater()
 	})
 }
 
-// sweep sends batches inline whose time is up, oldest first, as far as the
-// inline budget goes. What it does not cover waits on: back-pressure. mu is
-// held.
+// sweep sends batches inline whose time is up, objects oldest first and in each
+// the batches in order of arrival, as far as the inline budget goes. What it
+// does not cover waits on, and what is younger waits behind it:
+// back-pressure. mu is held.
 func (w *writer) sweep(now time.Time) {
-	due := func(o *offload) bool {
-		if o.fate != undecided {
-			return false
-		}
-		if o.ctx.Err() != nil {
-			return true // nobody will read the answer
-		}
-		return !now.Before(o.decideBy)
-	}
-	late := false
-	decide := func(o *offload) bool {
-		if o.ctx.Err() == nil {
-			late = true
-			if !w.tier.budget.take(len(o.req.Batch)) {
-				return false
+	// What a store that works would have done by now, whatever one client's
+	// patience.
+	tardy := w.tier.limits.PutTimeout / 2
+	var late error
+	w.owing = false
+	keep := func(o *offload, why error) bool {
+		switch {
+		case o.ctx.Err() != nil: // nobody will read the answer
+		case w.owing || now.Before(o.decideBy):
+			return true
+		default:
+			if late == nil {
+				late = why
+			}
+			if !w.tier.budget.take(o.size) {
+				w.owing = true
+				return true
 			}
 		}
-		o.goInline(tiers.InlineUnavailable)
-		return true
+		w.decide(o, inlined)
+		return false
 	}
-	for obj := range w.pending {
-		// Batches of an object are in order of arrival, but their patience
-		// differs.
+	sweepObject := func(obj *object, why error) {
+		if w.owing || now.Before(obj.due) {
+			return
+		}
+		before := len(obj.waiting)
+		obj.waiting = filter(obj.waiting, func(o *offload) bool { return keep(o, why) })
+		obj.late = obj.late || len(obj.waiting) < before
+		obj.due = time.Time{}
 		for _, o := range obj.waiting {
-			if due(o) && !decide(o) {
-				break
+			if obj.due.IsZero() || o.decideBy.Before(obj.due) {
+				obj.due = o.decideBy
 			}
 		}
 	}
-	kept := w.parked[:0]
-	for _, o := range w.parked {
-		if !due(o) || !decide(o) {
-			kept = append(kept, o)
+	for _, obj := range w.pending {
+		why := obj.err
+		if why == nil && now.Sub(obj.sealed) >= tardy {
+			why = fmt.Errorf("an object takes longer than %v", tardy)
+		}
+		sweepObject(obj, why)
+		if len(obj.waiting) == 0 {
+			// Its PUT would only keep a place and memory. It may have reached
+			// the store all the same.
+			obj.cancel()
 		}
 	}
-	clear(w.parked[len(kept):])
-	w.tier.metrics.parked.Sub(float64(len(w.parked) - len(kept)))
-	w.parked = kept
-	if late && w.attached() {
-		err := w.lastErr
-		if err == nil {
-			err = fmt.Errorf("objects take longer than %v", w.tier.limits.PutTimeout)
+	for _, obj := range w.open {
+		sweepObject(obj, nil)
+		if len(obj.waiting) == 0 {
+			w.discard(obj)
 		}
-		w.setFailing(err)
 	}
+	parked := len(w.parked)
+	w.parked = filter(w.parked, func(o *offload) bool {
+		var why error
+		if now.Sub(o.arrived) >= tardy {
+			why = cmp.Or(w.lastErr, errors.New("objects are written more slowly than they fill; limits.write_buffer_bytes is used up"))
+		}
+		return keep(o, why)
+	})
+	w.tier.metrics.parked.Sub(float64(parked - len(w.parked)))
+	if late != nil && w.attached() {
+		w.setFailing(late)
+	}
+	w.unpark()
 	w.tellIdle()
+}
+
+// filter keeps in place what keep says.
+func filter(os []*offload, keep func(*offload) bool) []*offload {
+	return slices.DeleteFunc(os, func(o *offload) bool { return !keep(o) })
 }
 
 // setHealthy and setFailing turn the writer's state. mu is held.
 func (w *writer) setHealthy() {
-	w.tier.metrics.healthy.WithLabelValues(w.name).Set(1)
 	if !w.failing {
 		return
 	}
-	w.failing, w.lastErr = false, nil
-	w.tier.budget.refill()
+	w.failing, w.lastErr, w.owing, w.proven = false, nil, false, false
+	w.tier.metrics.healthy.WithLabelValues(w.name).Set(1)
 	w.tier.log.Info().Str("store", w.name).Msg("the object store takes objects: diskless topics go there")
 	w.unpark()
 }
@@ -467,32 +610,48 @@ func (w *writer) setFailing(err error) {
 		return
 	}
 	w.failing = true
+	w.tier.budget.fails(w.name)
 	w.tier.metrics.healthy.WithLabelValues(w.name).Set(0)
 	w.tier.log.Error().Err(err).Str("store", w.name).Int64("inline_budget_bytes", w.tier.budget.remaining()).
 		Msg("the object store does not take objects: batches of diskless topics go inline to Kafka within limits.inline_bytes_per_second and limits.inline_bytes_total, beyond them producers wait; check the store, its credentials and space")
-	w.tier.wg.Add(1)
-	go w.probe()
+	// A store that answers probes and then takes no object costs every batch
+	// its patience each time it is believed.
+	if w.proven {
+		w.pause = w.tier.limits.ProbeInterval
+	} else {
+		w.pause = min(2*w.pause, max(maxProbePause, w.tier.limits.ProbeInterval))
+	}
+	if !w.probing {
+		w.probing = true
+		w.tier.wg.Add(1)
+		go w.probe()
+	}
 }
 
-// probeKey is overwritten by every probe of every replica.
-const probeKey = "sluice/probe"
+const (
+	// probeKey is overwritten by every probe of every replica.
+	probeKey      = "sluice/health"
+	maxProbePause = 30 * time.Second
+)
 
-// probe tries a failing store until it takes an object again.
+// probe tries a failing store until it takes an object again. There is one at
+// a time.
 func (w *writer) probe() {
 	t := w.tier
 	defer t.wg.Done()
-	store := w.handle().Store
 	for {
-		select {
-		case <-time.After(t.limits.ProbeInterval):
-		case <-t.ctx.Done():
+		w.mu.Lock()
+		if !w.failing || t.ctx.Err() != nil {
+			w.probing = false
+			w.mu.Unlock()
 			return
 		}
-		w.mu.Lock()
-		failing := w.failing
+		pause, store := w.pause, w.store.Store
 		w.mu.Unlock()
-		if !failing {
-			return // an object got through
+		select {
+		case <-time.After(pause):
+		case <-t.ctx.Done():
+			continue
 		}
 		// As patient as a batch would be: a store slower than that is no use.
 		ctx, cancel := context.WithTimeout(t.ctx, t.limits.PutTimeout)
@@ -501,30 +660,44 @@ func (w *writer) probe() {
 		w.mu.Lock()
 		if err == nil {
 			w.setHealthy()
-			w.mu.Unlock()
-			return
+		} else if w.failing {
+			w.lastErr = err
 		}
-		w.lastErr = err
-		w.mu.Unlock()
+		w.unlock()
 	}
 }
 
-// drain seals what is open and waits for it.
+// drain seals what is open and waits for it; what comes from now on goes
+// inline.
 func (w *writer) drain(ctx context.Context) error {
 	w.mu.Lock()
-	for _, obj := range w.open {
-		w.seal(obj, "close")
-	}
+	w.draining = true
+	w.sealAll()
 	done := make(chan struct{})
 	w.idle = append(w.idle, done)
 	w.tellIdle()
-	w.mu.Unlock()
+	w.unlock()
 	select {
 	case <-done:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("store %s: objects are not durable yet: %w", w.name, ctx.Err())
 	}
+}
+
+// giveUp decides what no PUT will: the tier's context has ended, and what is
+// pending settles by itself.
+func (w *writer) giveUp() {
+	w.mu.Lock()
+	defer w.unlock()
+	for _, obj := range w.open {
+		for _, o := range obj.waiting {
+			w.decide(o, inlined)
+		}
+		w.discard(obj)
+	}
+	w.unpark()
+	w.tellIdle()
 }
 
 func (w *writer) tellIdle() {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
@@ -56,6 +57,9 @@ var ErrForeign = errors.New("the prefix belongs to another Kafka cluster; give t
 // every placeholder unreadable. Restore the objects under sluice/keys/.
 var ErrKeysMissing = errors.New("the prefix holds payloads but no keys: restore sluice/keys/ from the bucket's versions or a copy; new keys would make everything written so far unreadable")
 
+// ErrUnknownKey: no key object of the prefix has this id.
+var ErrUnknownKey = errors.New("no such key in the store")
+
 // ErrGarbled: an object of ours is not what we wrote. Restore it.
 var ErrGarbled = errors.New("not what sluice wrote: restore it from the bucket's versions or a copy")
 
@@ -65,13 +69,16 @@ const maxKeys = 10_000
 // Options tune a ring; the zero value is fine.
 type Options struct {
 	Logger zerolog.Logger
-	// ReloadEvery bounds how often unknown ids make the store be read; 0 is 1 s.
+	// ReloadEvery bounds how often unknown ids, which anybody who writes to
+	// Kafka can invent, make the store be read; 0 is 1 s.
 	ReloadEvery time.Duration
 }
 
 const (
 	defaultReload = time.Second
 	reloadTimeout = 10 * time.Second
+	// reloadBurst lets a genuine new id be found at once after invented ones.
+	reloadBurst = 5
 )
 
 // Ring is the keys of one prefix.
@@ -79,11 +86,13 @@ type Ring struct {
 	store objstore.Store
 	opt   Options
 	load  singleflight.Group
+	loads *rate.Limiter
 
 	mu       sync.RWMutex
 	keys     map[placeholder.KeyID]placeholder.Key
 	current  placeholder.Key
-	reloaded time.Time
+	newest   time.Time // when current was made
+	reloaded time.Time // when the store was last read as a whole
 }
 
 // Open claims the prefix for a cluster, or checks that it is claimed for it,
@@ -93,7 +102,7 @@ func Open(ctx context.Context, store objstore.Store, clusterID string, opt Optio
 	if opt.ReloadEvery == 0 {
 		opt.ReloadEvery = defaultReload
 	}
-	r := &Ring{store: store, opt: opt}
+	r := &Ring{store: store, opt: opt, loads: rate.NewLimiter(rate.Every(opt.ReloadEvery), reloadBurst)}
 	if err := r.claim(ctx, clusterID); err != nil {
 		return nil, fmt.Errorf("%v: %w", store, err)
 	}
@@ -177,7 +186,7 @@ func holdsPayloads(ctx context.Context, store objstore.Store) (bool, error) {
 const firstKey = keysPrefix + "first.json"
 
 func (r *Ring) first(ctx context.Context, clusterID string) error {
-	body, err := newKey()
+	body, err := newKey(time.Now())
 	if err != nil {
 		return err
 	}
@@ -194,7 +203,7 @@ func (r *Ring) first(ctx context.Context, clusterID string) error {
 	return nil
 }
 
-func newKey() ([]byte, error) {
+func newKey(created time.Time) ([]byte, error) {
 	var k placeholder.Key
 	if _, err := rand.Read(k.ID[:]); err != nil {
 		return nil, err
@@ -202,7 +211,7 @@ func newKey() ([]byte, error) {
 	if _, err := rand.Read(k.Secret[:]); err != nil {
 		return nil, err
 	}
-	return json.Marshal(stored{formatVersion, hex.EncodeToString(k.ID[:]), k.Secret[:], time.Now().UTC()})
+	return json.Marshal(stored{formatVersion, hex.EncodeToString(k.ID[:]), k.Secret[:], created.UTC()})
 }
 
 // reload reads all keys. The current one is the newest; of the same time, the
@@ -251,16 +260,23 @@ func (r *Ring) reload(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(keys) < len(r.keys) {
-		// Keys are never deleted. What we know stays good.
-		r.opt.Logger.Error().Stringer("store", r.store).Int("known", len(r.keys)).Int("listed", len(keys)).
-			Msg("keys are missing from the store under sluice/keys/: restore them before a replica restarts, or it cannot read what they authenticate")
-		for id, k := range r.keys {
+	missing := 0
+	for id, k := range r.keys {
+		if _, ok := keys[id]; !ok {
+			// Keys are never deleted. What we know stays good to read with.
+			missing++
 			keys[id] = k
 		}
-		current = r.current
 	}
-	r.keys, r.current, r.reloaded = keys, current, time.Now()
+	if missing > 0 {
+		r.opt.Logger.Error().Stringer("store", r.store).Int("missing", missing).
+			Msg("keys are missing from the store under sluice/keys/: restore them before a replica restarts, or it cannot read what they authenticate")
+	}
+	r.keys, r.reloaded = keys, time.Now()
+	if len(names) > 0 {
+		// One that the store holds: what is signed with it outlives us.
+		r.current, r.newest = current, newest
+	}
 	return nil
 }
 
@@ -271,21 +287,27 @@ func (r *Ring) Current() placeholder.Key {
 	return r.current
 }
 
-func (r *Ring) get(id placeholder.KeyID) (key placeholder.Key, ok, fresh bool) {
+// Cached finds a key among those that were read before, or ErrUnknownKey.
+func (r *Ring) Cached(id placeholder.KeyID) (placeholder.Key, error) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	key, ok = r.keys[id]
-	return key, ok, time.Since(r.reloaded) < r.opt.ReloadEvery
+	if key, ok := r.keys[id]; ok {
+		return key, nil
+	}
+	return placeholder.Key{}, ErrUnknownKey
 }
 
 // Lookup finds a key. An id that is not known makes the store be read again,
-// at most every ReloadEvery and once for all who ask.
-func (r *Ring) Lookup(ctx context.Context, id placeholder.KeyID) (placeholder.Key, bool) {
-	key, ok, fresh := r.get(id)
-	if ok || fresh {
-		return key, ok
+// within bounds and once for all who ask. ErrUnknownKey means that the store
+// was read and has no such key; any other error, that this is not known.
+func (r *Ring) Lookup(ctx context.Context, id placeholder.KeyID) (placeholder.Key, error) {
+	if key, err := r.Cached(id); err == nil {
+		return key, nil
 	}
 	read := r.load.DoChan("", func() (any, error) {
+		if !r.loads.Allow() {
+			return nil, r.lately()
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), reloadTimeout)
 		defer cancel()
 		err := r.reload(ctx)
@@ -295,17 +317,37 @@ func (r *Ring) Lookup(ctx context.Context, id placeholder.KeyID) (placeholder.Ke
 		return nil, err
 	})
 	select {
-	case <-read:
+	case done := <-read:
+		if done.Err != nil {
+			return placeholder.Key{}, fmt.Errorf("reading keys: %w", done.Err)
+		}
+		return r.Cached(id)
 	case <-ctx.Done():
+		return placeholder.Key{}, ctx.Err()
 	}
-	key, ok, _ = r.get(id)
-	return key, ok
+}
+
+// lately says what a look at the store of a moment ago is worth.
+func (r *Ring) lately() error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if time.Since(r.reloaded) <= 2*r.opt.ReloadEvery {
+		return nil
+	}
+	return fmt.Errorf("they could not be read a moment ago: %w", objstore.ErrUnavailable)
 }
 
 // Rotate makes a new key and uses it from now on; other replicas learn it with
 // the first reference that they do not know. Old keys stay, to read.
 func (r *Ring) Rotate(ctx context.Context) error {
-	body, err := newKey()
+	// Later than the current one, whatever this machine's clock says.
+	r.mu.RLock()
+	created := r.newest.Add(time.Millisecond)
+	r.mu.RUnlock()
+	if now := time.Now(); now.After(created) {
+		created = now
+	}
+	body, err := newKey(created)
 	if err != nil {
 		return err
 	}

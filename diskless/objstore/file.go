@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -19,6 +20,9 @@ import (
 // folder synced.
 type File struct {
 	dir string
+
+	mu   sync.Mutex
+	made map[string]struct{} // folders that are durable in the folders above them
 }
 
 // tempDir holds what is being written; it is not a legal part of a key's
@@ -38,7 +42,7 @@ func OpenFile(dir string) (*File, error) {
 	if err := os.MkdirAll(filepath.Join(dir, tempDir), 0o755); err != nil {
 		return nil, fmt.Errorf("file store: %w", err)
 	}
-	f := &File{dir: dir}
+	f := &File{dir: dir, made: map[string]struct{}{dir: {}}}
 	left, err := os.ReadDir(filepath.Join(dir, tempDir))
 	if err != nil {
 		return nil, fmt.Errorf("file store: %w", err)
@@ -89,23 +93,41 @@ func (f *File) put(ctx context.Context, key string, body []byte, place func(from
 		return err
 	}
 	if err := place(tmp.Name(), to); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			// Somebody removed the folder: the next Put makes it again.
+			f.mu.Lock()
+			f.made = map[string]struct{}{f.dir: {}}
+			f.mu.Unlock()
+		}
 		return err
 	}
 	return syncDir(filepath.Dir(to))
 }
 
-// makeDirs makes an object's folders durable too.
+// makeDirs makes an object's folder durable too. One at a time: nobody may find
+// a folder that another has made and not yet synced.
 func (f *File) makeDirs(dir string) error {
-	if _, err := os.Stat(dir); err == nil {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.makeDir(dir)
+}
+
+func (f *File) makeDir(dir string) error {
+	if _, ok := f.made[dir]; ok {
 		return nil
 	}
-	if err := f.makeDirs(filepath.Dir(dir)); err != nil {
+	above := filepath.Dir(dir)
+	if err := f.makeDir(above); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(filepath.Dir(dir))
+	if err := syncDir(above); err != nil {
+		return err
+	}
+	f.made[dir] = struct{}{}
+	return nil
 }
 
 func syncDir(dir string) error {
@@ -228,7 +250,7 @@ func (f *File) Delete(ctx context.Context, key string) error {
 	if err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
-	if err == nil || errors.Is(err, fs.ErrNotExist) {
+	if err == nil || errors.Is(fileError(err), ErrNotFound) {
 		return nil
 	}
 	return fmt.Errorf("%v: delete %s: %w", f, key, fileError(err))
@@ -238,7 +260,7 @@ func (f *File) String() string { return "file://" + f.dir }
 
 func fileError(err error) error {
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	case errors.Is(err, fs.ErrExist):
 		return fmt.Errorf("%w: %w", ErrExists, err)

@@ -3,8 +3,11 @@ package objstore
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net"
 	"net/http"
@@ -15,6 +18,8 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 )
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // S3Options say where a bucket is and who we are.
 type S3Options struct {
@@ -75,6 +80,8 @@ func OpenS3(o S3Options) (*S3, error) {
 		Region:       o.Region,
 		BucketLookup: lookup,
 		MaxRetries:   1, // Retrying decides
+		// Lets a checksum be given; it goes as a header, not as a trailer.
+		TrailingHeaders: true,
 		Transport: &http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           dialer.DialContext,
@@ -103,12 +110,13 @@ func (s *S3) put(ctx context.Context, key string, body []byte, absent bool) erro
 	if err := checkKey(key); err != nil {
 		return fmt.Errorf("%v: put %q: %w", s, key, err)
 	}
+	// The body's integrity is in its CRC-32C, which the store verifies: a
+	// fiftieth of the cost of a signed SHA-256.
+	sum := binary.BigEndian.AppendUint32(nil, crc32.Checksum(body, castagnoli))
 	opts := minio.PutObjectOptions{
-		// The body's integrity is in its CRC-32C, which the store verifies:
-		// a fiftieth of the cost of a signed SHA-256.
 		DisableContentSha256: true,
 		DisableMultipart:     true,
-		Checksum:             minio.ChecksumCRC32C,
+		UserMetadata:         map[string]string{"x-amz-checksum-crc32c": base64.StdEncoding.EncodeToString(sum)},
 		ContentType:          "application/octet-stream",
 	}
 	if absent {
@@ -149,7 +157,10 @@ func (s *S3) Get(ctx context.Context, key string, offset, length int64) ([]byte,
 		return nil, s.fault("get", key, err)
 	}
 	defer r.Close()
-	body := make([]byte, max(info.Size, 0))
+	if info.Size < 0 || length > 0 && info.Size > length {
+		return nil, fmt.Errorf("%v: get %s: %d bytes came for a range of %d: the store or a proxy before it ignores Range or hides Content-Length", s, key, info.Size, length)
+	}
+	body := make([]byte, info.Size)
 	if _, err := io.ReadFull(r, body); err != nil {
 		// The answer was cut short: as good as no answer.
 		return nil, fmt.Errorf("%v: get %s: %w: %w", s, key, ErrUnavailable, err)

@@ -90,8 +90,14 @@ func missing(t *testing.T, s objstore.Store) {
 	if _, err := s.Get(t.Context(), "none/below", 5, 5); !errors.Is(err, objstore.ErrNotFound) {
 		t.Fatalf("get range: %v", err)
 	}
-	if err := s.Delete(t.Context(), "none"); err != nil {
-		t.Fatalf("delete: %v", err)
+	put(t, s, "leaf", []byte("x"))
+	for _, key := range []string{"none", "none/below", "leaf/below"} {
+		if err := s.Delete(t.Context(), key); err != nil {
+			t.Fatalf("delete %s: %v", key, err)
+		}
+	}
+	if _, err := s.Get(t.Context(), "leaf/below", 0, -1); !errors.Is(err, objstore.ErrNotFound) {
+		t.Fatalf("get below an object: %v", err)
 	}
 }
 
