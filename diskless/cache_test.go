@@ -1,0 +1,46 @@
+package diskless
+
+import (
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"pgregory.net/rapid"
+)
+
+// TestCacheAccounting: the bytes that a cache says it holds are those that it
+// holds, and within its bound.
+func TestCacheAccounting(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		c := newCache(1000, newMetrics(newRegistry(), newInlineBudget(0, 0)))
+		for range rapid.IntRange(0, 200).Draw(rt, "steps") {
+			k := chunkKey{index: uint32(rapid.IntRange(0, 20).Draw(rt, "key"))}
+			switch rapid.IntRange(0, 3).Draw(rt, "step") {
+			case 0:
+				c.remove(k)
+			case 1:
+				c.get(k)
+			default:
+				size := rapid.IntRange(0, 800).Draw(rt, "size")
+				recent := rapid.Bool().Draw(rt, "recent")
+				c.add(k, make([]byte, size), recent)
+				if b := c.peek(k); (b != nil) != (size > 0 && size <= map[bool]int{true: 750, false: 250}[recent]) {
+					rt.Fatalf("%d bytes kept: %v", size, b != nil)
+				}
+			}
+			for _, s := range []*segment{c.recent, c.scan} {
+				var held int64
+				for _, b := range s.lru.Values() {
+					held += int64(cap(b))
+				}
+				if held != s.bytes || held > s.max || testutil.ToFloat64(s.size) != float64(held) {
+					rt.Fatalf("%s holds %d, says %d, of %d", s.name, held, s.bytes, s.max)
+				}
+			}
+			for _, k := range c.recent.lru.Keys() {
+				if c.scan.lru.Contains(k) {
+					rt.Fatal("a chunk is held twice")
+				}
+			}
+		}
+	})
+}
