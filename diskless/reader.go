@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
@@ -265,8 +266,21 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 	if b := t.cache.get(k); b != nil {
 		return b, nil
 	}
+	select {
+	case r := <-t.fetch(w, k):
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.([]byte), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// fetch reads a chunk with one GET for all who want it, and keeps it.
+func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
 	name := k.store + "/" + objectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
-	loaded := t.loads.DoChan(name, func() (any, error) {
+	return t.loads.DoChan(name, func() (any, error) {
 		// Detached: whoever asked first may leave, the others still wait.
 		ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
 		defer cancel()
@@ -285,15 +299,6 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 		t.cache.add(k, b, t.isRecent(k.id))
 		return b, nil
 	})
-	select {
-	case r := <-loaded:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.([]byte), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
 
 func (t *Tier) isRecent(id ulid.ULID) bool {
@@ -333,9 +338,10 @@ func (t *Tier) readAhead(pieces []*storedPiece) {
 				return
 			}
 			started++
+			fetched := t.fetch(p.writer, k) // begins here, so that it is never late
 			go func() {
-				defer func() { <-t.ahead }()
-				_, _ = t.chunk(t.ctx, p.writer, k) // whoever needs it gets the error
+				<-fetched // whoever needs it gets the error
+				<-t.ahead
 			}()
 		}
 	}

@@ -272,8 +272,13 @@ func (w *writer) fits(o *offload) bool {
 	return w.buffered == 0 || w.buffered+int64(o.size) <= w.tier.limits.BufferBytes
 }
 
-// minObjectBuffer is what an object starts with.
-const minObjectBuffer = 64 << 10
+const (
+	// minObjectBuffer is what an object starts with.
+	minObjectBuffer = 64 << 10
+	// footerShare of an object's bytes is room enough for its footer, unless
+	// batches are small.
+	footerShare = 32
+)
 
 // append puts a batch into its class's open object. mu is held.
 func (w *writer) append(o *offload) {
@@ -287,7 +292,8 @@ func (w *writer) append(o *offload) {
 	if need := len(obj.buf) + o.size; need > cap(obj.buf) {
 		// Grown by doubling up to the sealing size, so that a quiet class does
 		// not hold a whole object's memory.
-		grown := make([]byte, len(obj.buf), max(need, min(2*cap(obj.buf), int(obj.limit)), minObjectBuffer))
+		full := obj.limit + obj.limit/footerShare
+		grown := make([]byte, len(obj.buf), max(need+need/footerShare, min(2*cap(obj.buf), int(full)), minObjectBuffer))
 		copy(grown, obj.buf)
 		obj.buf = grown
 	}
