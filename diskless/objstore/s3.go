@@ -209,16 +209,16 @@ func (s *S3) fault(op, key string, err error) error {
 		switch code := answer.StatusCode; {
 		case answer.Code == minio.NoSuchKey:
 			kind = ErrNotFound
-		case answer.Code == minio.NoSuchBucket:
-			kind = ErrAccess // to create one is not ours
-		case code == http.StatusPreconditionFailed:
-			kind = ErrExists
-		case code == http.StatusNotFound:
-			kind = ErrNotFound
-		case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		case answer.Code == minio.NoSuchBucket, code == http.StatusNotFound:
+			// To create a bucket is not ours; and versitygw says 404 to an
+			// access key that it does not know.
 			kind = ErrAccess
 		case code == http.StatusInsufficientStorage, answer.Code == "QuotaExceeded":
 			kind = ErrFull
+		case code == http.StatusPreconditionFailed:
+			kind = ErrExists
+		case code == http.StatusUnauthorized, code == http.StatusForbidden:
+			kind = ErrAccess
 		case code == http.StatusConflict, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500, code == 0:
 			// 409: a conditional PUT raced another; the next try knows.
 		default:

@@ -1,0 +1,187 @@
+package objstore_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/objstore/storetest"
+	"github.com/sluice-kafka/sluice/harness"
+)
+
+func openS3(t *testing.T, o objstore.S3Options) *objstore.S3 {
+	t.Helper()
+	if o.Region == "" {
+		o.Region = "us-east-1"
+	}
+	o.PathStyle = true
+	s, err := objstore.OpenS3(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestS3 is about a real S3 server.
+func TestS3(t *testing.T) {
+	server := harness.StartS3(t)
+	options := func(prefix string) objstore.S3Options {
+		return objstore.S3Options{Endpoint: server.Endpoint, Region: server.Region, Bucket: server.Bucket, Prefix: prefix, AccessKey: server.AccessKey, SecretKey: server.SecretKey}
+	}
+	t.Run("suite", func(t *testing.T) {
+		var n atomic.Int32
+		storetest.Suite(t, func(t *testing.T) objstore.Store {
+			return openS3(t, options("suite/"+string(rune('a'+n.Add(1)))))
+		})
+	})
+	t.Run("without a prefix", func(t *testing.T) {
+		s := openS3(t, options(""))
+		if err := s.Put(t.Context(), "root/x", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Get(t.Context(), "root/x", 0, -1); err != nil || string(got) != "x" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	})
+	for _, c := range []struct {
+		name   string
+		change func(*objstore.S3Options)
+	}{
+		{"a wrong secret", func(o *objstore.S3Options) { o.SecretKey = "wrong" }},
+		{"an unknown access key", func(o *objstore.S3Options) { o.AccessKey = "nobody" }},
+		{"a bucket that does not exist", func(o *objstore.S3Options) { o.Bucket = "nowhere" }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := options("p")
+			c.change(&o)
+			s := openS3(t, o)
+			if err := s.Put(t.Context(), "k", []byte("x")); !errors.Is(err, objstore.ErrAccess) {
+				t.Errorf("put: %v", err)
+			}
+			if err := s.PutIfAbsent(t.Context(), "k", []byte("x")); !errors.Is(err, objstore.ErrAccess) {
+				t.Errorf("conditional put: %v", err)
+			}
+			if _, err := s.Get(t.Context(), "k", 0, 10); !errors.Is(err, objstore.ErrAccess) {
+				t.Errorf("get: %v", err)
+			}
+			if err := s.List(t.Context(), "", "", func(objstore.Info) error { return nil }); !errors.Is(err, objstore.ErrAccess) {
+				t.Errorf("list: %v", err)
+			}
+			if err := s.Delete(t.Context(), "k"); !errors.Is(err, objstore.ErrAccess) {
+				t.Errorf("delete: %v", err)
+			}
+			if strings.Contains(s.String(), o.SecretKey) {
+				t.Errorf("%v tells the secret", s)
+			}
+		})
+	}
+	t.Run("an outage", func(t *testing.T) {
+		s := openS3(t, options("outage"))
+		if err := s.Put(t.Context(), "k", []byte("before")); err != nil {
+			t.Fatal(err)
+		}
+		server.Stop()
+		wantUnavailable(t, s)
+		server.Start(t)
+		if got, err := s.Get(t.Context(), "k", 0, -1); err != nil || string(got) != "before" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	})
+}
+
+func wantUnavailable(t *testing.T, s objstore.Store) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := s.Put(ctx, "k", []byte("x")); !errors.Is(err, objstore.ErrUnavailable) {
+		t.Errorf("put: %v", err)
+	}
+	if _, err := s.Get(ctx, "k", 0, -1); !errors.Is(err, objstore.ErrUnavailable) {
+		t.Errorf("get: %v", err)
+	}
+	if err := s.List(ctx, "", "", func(objstore.Info) error { return nil }); !errors.Is(err, objstore.ErrUnavailable) {
+		t.Errorf("list: %v", err)
+	}
+	if err := s.Delete(ctx, "k"); !errors.Is(err, objstore.ErrUnavailable) {
+		t.Errorf("delete: %v", err)
+	}
+}
+
+// TestS3Answers is about what a real server does not do on demand.
+func TestS3Answers(t *testing.T) {
+	serve := func(t *testing.T, fn http.HandlerFunc) objstore.Store {
+		s := httptest.NewServer(fn)
+		t.Cleanup(s.Close)
+		return openS3(t, objstore.S3Options{Endpoint: s.URL, Bucket: "bucket", AccessKey: "a", SecretKey: "s"})
+	}
+	fails := func(status int, code string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/xml")
+			w.WriteHeader(status)
+			if code != "" {
+				_, _ = w.Write([]byte("<Error><Code>" + code + "</Code><Message>m</Message></Error>"))
+			}
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		status int
+		code   string
+		want   error
+	}{
+		{"slow down", 503, "SlowDown", objstore.ErrUnavailable},
+		{"503 of a balancer before it", 503, "", objstore.ErrUnavailable},
+		{"internal error", 500, "InternalError", objstore.ErrUnavailable},
+		{"too many requests", 429, "", objstore.ErrUnavailable},
+		{"a clock that is off", 403, "RequestTimeTooSkewed", objstore.ErrAccess},
+		{"full", 507, "", objstore.ErrFull},
+		{"a quota", 403, "QuotaExceeded", objstore.ErrFull},
+		{"two conditional puts at a time", 409, "ConditionalRequestConflict", objstore.ErrUnavailable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := serve(t, fails(c.status, c.code))
+			if err := s.PutIfAbsent(t.Context(), "k", []byte("x")); !errors.Is(err, c.want) {
+				t.Errorf("put: %v", err)
+			}
+			if _, err := s.Get(t.Context(), "k", 0, 5); !errors.Is(err, c.want) {
+				t.Errorf("get: %v", err)
+			}
+		})
+	}
+	t.Run("nobody listens", func(t *testing.T) {
+		s := httptest.NewServer(http.NotFoundHandler())
+		s.Close()
+		wantUnavailable(t, openS3(t, objstore.S3Options{Endpoint: s.URL, Bucket: "bucket", AccessKey: "a", SecretKey: "s"}))
+	})
+	answer := func(length, body string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", length)
+			w.Header().Set("Last-Modified", "Mon, 02 Jan 2006 15:04:05 GMT")
+			w.Header().Set("ETag", `"x"`)
+			_, _ = w.Write([]byte(body))
+		}
+	}
+	t.Run("an answer that is cut short is none", func(t *testing.T) {
+		if b, err := serve(t, answer("10", "12345")).Get(t.Context(), "k", 0, 10); !errors.Is(err, objstore.ErrUnavailable) {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+	t.Run("a store that ignores ranges", func(t *testing.T) {
+		if b, err := serve(t, answer("10", "0123456789")).Get(t.Context(), "k", 5, 2); err == nil {
+			t.Errorf("%q", b)
+		}
+	})
+	t.Run("the body's checksum goes along", func(t *testing.T) {
+		var sum atomic.Value
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) { sum.Store(r.Header.Get("x-amz-checksum-crc32c")) })
+		if err := s.Put(t.Context(), "k", []byte("123456789")); err != nil || sum.Load() != "4waSgw==" {
+			t.Errorf("checksum %v: %v", sum.Load(), err)
+		}
+	})
+}
