@@ -28,7 +28,8 @@ with its place and its remedy. Exit code 1 when there is any.
 credentials, versions, node ids within the ranges, ACLs and quotas that look at
 client addresses, SASL mechanisms that cannot be relayed), the topics (compacted
 or remote-stored ones in diskless classes) and the stores (a put, get, range and
-conditional put of a small object that is removed again). It changes nothing.`,
+conditional put of a small object that is removed again). It changes nothing else,
+but makes the folder of a file:// store when there is none.`,
 		Example: "  sluice check -c sluice.yaml\n  sluice check -c sluice.yaml --live",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -121,11 +121,9 @@ func configFlag(cmd *cobra.Command, path *string) {
 }
 
 func newLogger(l config.Log, w io.Writer) (zerolog.Logger, error) {
-	level, err := zerolog.ParseLevel(l.Level)
-	if err != nil {
+	if err := setLevel(l.Level); err != nil {
 		return zerolog.Nop(), err
 	}
-	zerolog.SetGlobalLevel(level)
 	if l.Format == "console" {
 		color := false
 		if f, ok := w.(*os.File); ok {
@@ -135,4 +133,15 @@ func newLogger(l config.Log, w io.Writer) (zerolog.Logger, error) {
 		w = zerolog.ConsoleWriter{Out: w, NoColor: !color, TimeFormat: "15:04:05.000"}
 	}
 	return zerolog.New(w).With().Timestamp().Logger(), nil
+}
+
+// setLevel sets the whole process's level: unlike a logger's own it may change
+// while the process runs.
+func setLevel(name string) error {
+	level, err := zerolog.ParseLevel(name)
+	if err != nil {
+		return fmt.Errorf("log.level: %w", err)
+	}
+	zerolog.SetGlobalLevel(level)
+	return nil
 }

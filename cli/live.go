@@ -217,13 +217,16 @@ func checkTopics(ctx context.Context, r *report, cfg *config.Config, cluster *lo
 		r.line(fail, what, err.Error())
 		return
 	}
-	count, disklessCount := 0, 0
+	var candidates []string
 	for _, name := range topics.Names() {
-		count++
-		if routes.Place(name, tiers.TopicFacts{Known: true}).Tier != tiers.Diskless {
-			continue
+		if routes.Place(name, tiers.TopicFacts{Known: true}).Tier == tiers.Diskless {
+			candidates = append(candidates, name)
 		}
-		facts := cluster.Facts(ctx, name)
+	}
+	known := cluster.AllFacts(ctx, candidates)
+	diskless := 0
+	for _, name := range candidates {
+		facts := known[name]
 		p := routes.Place(name, facts)
 		switch {
 		case p.Reason == tiers.Compacted:
@@ -234,10 +237,10 @@ func checkTopics(ctx context.Context, r *report, cfg *config.Config, cluster *lo
 			r.line(warn, "topic "+name, "it is diskless and has remote.storage.enable: placeholders in tiered storage gain nothing and keep objects alive; turn it off")
 		}
 		if p.Tier == tiers.Diskless {
-			disklessCount++
+			diskless++
 		}
 	}
-	r.line(good, fmt.Sprintf("%s: %d, of them %d in the diskless tier", what, count, disklessCount), "")
+	r.line(good, fmt.Sprintf("%s: %d, of them %d in the diskless tier", what, len(topics), diskless), "")
 }
 
 func checkStores(ctx context.Context, r *report, cfg *config.Config, clusterID string) {
@@ -250,15 +253,18 @@ func checkStores(ctx context.Context, r *report, cfg *config.Config, clusterID s
 		st := cfg.Stores[name]
 		store, err := server.OpenStore(st, 4)
 		if err != nil {
-			r.line(fail, "store "+name, err.Error())
+			r.line(fail, "store "+name, err.Error()+"; check its url and that this user may write there")
 			continue
 		}
 		probe, cancel := context.WithTimeout(ctx, liveTimeout)
 		start := time.Now()
+		whole := true
 		for _, c := range keyring.Probe(probe, store, clusterID) {
-			r.check(fmt.Sprintf("store %s (%v): %s", name, store, c.Name), c.Err)
+			whole = r.check(fmt.Sprintf("store %s (%v): %s", name, store, c.Name), c.Err) && whole
 		}
 		cancel()
-		r.line(good, fmt.Sprintf("store %s: all of it took %v", name, time.Since(start).Round(time.Millisecond)), "")
+		if whole {
+			r.line(good, fmt.Sprintf("store %s: all of it took %v", name, time.Since(start).Round(time.Millisecond)), "")
+		}
 	}
 }

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
+	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-kafka/sluice/config"
@@ -59,20 +61,8 @@ func serve(ctx context.Context, cmd *cobra.Command, path string) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	watched := make(chan error, 1)
-	go func() {
-		watched <- config.Watch(ctx, path, hup, func(next *config.Config) {
-			applied, waiting, err := s.Reload(next)
-			switch {
-			case err != nil:
-				log.Error().Err(err).Str("file", path).Msg("the changed configuration is refused; the old one stays")
-			case len(applied)+len(waiting) > 0:
-				log.Info().Strs("applied", applied).Strs("after_restart", waiting).Str("file", path).Msg("the configuration has changed")
-			}
-		}, func(err error) {
-			log.Error().Str("file", path).Msgf("the changed configuration is refused, the old one stays:\n%v", err)
-		})
-	}()
+	var watched sync.WaitGroup
+	watched.Go(func() { watch(ctx, path, hup, s, log) })
 
 	<-ctx.Done()
 	log.Info().Dur("at_most", cfg.Limits.DrainTimeout).Msg("draining")
@@ -81,9 +71,51 @@ func serve(ctx context.Context, cmd *cobra.Command, path string) error {
 	if err := s.Shutdown(drain); err != nil {
 		return fmt.Errorf("draining: %w", err)
 	}
-	if err := <-watched; err != nil && ctx.Err() == nil {
-		return err
-	}
+	watched.Wait()
 	log.Info().Msg("drained")
 	return nil
+}
+
+// watch puts every good version of the file in force, and says so. It ends with
+// ctx.
+func watch(ctx context.Context, path string, hup <-chan os.Signal, s *server.Server, log zerolog.Logger) {
+	log = log.With().Str("file", path).Logger()
+	first := true // Watch also reports the file that serve has just read
+	accept := func(next *config.Config) {
+		applied, waiting, err := s.Reload(next)
+		switch {
+		case err != nil:
+			refuse(log, err)
+			return
+		case len(applied)+len(waiting) > 0:
+			log.Info().Strs("applied", applied).Strs("after_restart", waiting).Msg("the configuration has changed")
+		case !first:
+			log.Info().Msg("the configuration was read again; nothing has changed")
+		}
+		first = false
+		if err := setLevel(next.Log.Level); err != nil {
+			refuse(log, err)
+		}
+	}
+	err := config.Watch(ctx, path, hup, accept, func(err error) { refuse(log, err) })
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	log.Error().Err(err).Msg("changes of the file go unnoticed; send SIGHUP after each, or raise fs.inotify.max_user_instances and restart")
+	for {
+		select {
+		case <-hup:
+			if next, err := config.Load(path); err != nil {
+				refuse(log, err)
+			} else {
+				accept(next)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func refuse(log zerolog.Logger, err error) {
+	log.Error().Err(err).Msg("the changed configuration is refused as a whole; the old one stays")
 }

@@ -5,16 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
-	"sync"
 	"text/tabwriter"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/lowlatency"
@@ -67,10 +64,6 @@ type topicRow struct {
 	Why        string `json:"why"`
 }
 
-// topicConcurrency is how many topics' configurations are asked for at a time;
-// the cluster gathers them into few requests.
-const topicConcurrency = 1000
-
 func listTopics(ctx context.Context, cfg *config.Config) ([]topicRow, error) {
 	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
 	if err != nil {
@@ -87,25 +80,15 @@ func listTopics(ctx context.Context, cfg *config.Config) ([]topicRow, error) {
 	defer cluster.Close()
 	topics, err := kadm.NewClient(cluster.Client()).ListTopicsWithInternal(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("asking %s for its topics: %w", strings.Join(cfg.Kafka.Bootstrap, ", "), err)
+		return nil, fmt.Errorf("asking %s for its topics: %w; `sluice check --live` looks closer", strings.Join(cfg.Kafka.Bootstrap, ", "), err)
 	}
-	var mu sync.Mutex
-	var rows []topicRow
-	var asked errgroup.Group
-	asked.SetLimit(topicConcurrency)
-	for _, t := range topics {
-		asked.Go(func() error {
-			facts := cluster.Facts(ctx, t.Topic)
-			facts.Internal = facts.Internal || t.IsInternal
-			row := rowOf(t.Topic, len(t.Partitions), r.Place(t.Topic, facts))
-			mu.Lock()
-			defer mu.Unlock()
-			rows = append(rows, row)
-			return nil
-		})
+	facts := cluster.AllFacts(ctx, topics.Names())
+	rows := make([]topicRow, 0, len(topics))
+	for _, t := range topics.Sorted() {
+		f := facts[t.Topic]
+		f.Internal = f.Internal || t.IsInternal
+		rows = append(rows, rowOf(t.Topic, len(t.Partitions), r.Place(t.Topic, f)))
 	}
-	_ = asked.Wait()
-	slices.SortFunc(rows, func(a, b topicRow) int { return strings.Compare(a.Topic, b.Topic) })
 	return rows, nil
 }
 

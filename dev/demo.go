@@ -72,10 +72,19 @@ func demonstrate(ctx context.Context, o Options, cfg *config.Config, s *server.S
 		if err != nil {
 			return nil, err
 		}
-		sizes := make(map[string]int64)
+		// The embedded brokers share one log and each of them lists it.
+		type partition struct {
+			topic string
+			id    int32
+		}
+		once := make(map[partition]int64)
 		dirs.Each(func(d kadm.DescribedLogDir) {
-			d.Topics.Each(func(p kadm.DescribedLogDirPartition) { sizes[p.Topic] += p.Size })
+			d.Topics.Each(func(p kadm.DescribedLogDirPartition) { once[partition{p.Topic, p.Partition}] = p.Size })
 		})
+		sizes := make(map[string]int64)
+		for p, size := range once {
+			sizes[p.topic] += size
+		}
 		return sizes, nil
 	}
 	before, err := stored()

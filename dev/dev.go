@@ -111,19 +111,16 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	var ports []int
-	for _, addr := range cfg.Kafka.Bootstrap {
-		_, port, err := net.SplitHostPort(addr)
-		if err != nil {
-			return err
-		}
-		first, err := strconv.Atoi(port)
-		if err != nil {
-			return err
-		}
-		for i := range brokers {
-			ports = append(ports, first+i)
-		}
-		break
+	_, port, err := net.SplitHostPort(cfg.Kafka.Bootstrap[0])
+	if err != nil {
+		return err
+	}
+	first, err := strconv.Atoi(port)
+	if err != nil {
+		return err
+	}
+	for i := range brokers {
+		ports = append(ports, first+i)
 	}
 	kafka, err := kfake.NewCluster(
 		kfake.Ports(ports...),

@@ -87,8 +87,6 @@ func (r *rig) another(l Limits) *Tier {
 
 func (r *rig) healthy() bool { return r.tier.Status()[0].Healthy }
 
-func (r *rig) orphans() float64 { return testutil.ToFloat64(r.tier.metrics.orphans) }
-
 // sent is a batch that was offered to a tier.
 type sent struct {
 	t        testing.TB
