@@ -159,27 +159,27 @@ func (c *conn) forward(r *request) error {
 	}
 	c.upstreamMu.Lock()
 	defer c.upstreamMu.Unlock()
+	in, out := r.in, r.out
 	if r.silent {
 		defer c.finish(r)
 		c.sentSilent = true
 	} else {
+		// The answer needs nothing of the request's bytes, and may come, and
+		// the responder finish r, before the write has returned.
+		r.in, r.out = nil, nil
+		defer in.release()
 		c.expect(r)
 	}
-	if r.out != nil {
-		out := net.Buffers(r.out)
-		_, err = out.WriteTo(upstream)
+	if out != nil {
+		buffers := net.Buffers(out)
+		_, err = buffers.WriteTo(upstream)
 	} else {
-		_, err = upstream.Write(r.in.b)
+		_, err = upstream.Write(in.b)
 	}
 	if err != nil {
 		return fmt.Errorf("writing to broker: %w", err)
 	}
 	c.p.metrics.forwarded.Inc()
-	if !r.silent {
-		// The answer needs nothing of the request's bytes.
-		r.in.release()
-		r.in, r.out = nil, nil
-	}
 	return nil
 }
 
