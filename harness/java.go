@@ -16,7 +16,7 @@ var javaTools = map[string]string{
 	"kafka-acls":                "org.apache.kafka.tools.AclCommand",
 	"kafka-cluster":             "org.apache.kafka.tools.ClusterTool",
 	"kafka-broker-api-versions": "org.apache.kafka.tools.BrokerApiVersionsCommand",
-	"kafka-configs":             "org.apache.kafka.tools.ConfigCommand",
+	"kafka-configs":             "kafka.admin.ConfigCommand",
 	"kafka-console-consumer":    "org.apache.kafka.tools.consumer.ConsoleConsumer",
 	"kafka-console-producer":    "org.apache.kafka.tools.ConsoleProducer",
 	"kafka-consumer-groups":     "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",

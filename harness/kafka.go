@@ -123,7 +123,8 @@ func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
 	return k
 }
 
-const startTimeout = 40 * time.Second
+// startTimeout is generous: a busy machine starts three JVMs slowly.
+const startTimeout = 2 * time.Minute
 
 func (k *Kafka) format(n *kafkaNode) error {
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {

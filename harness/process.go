@@ -25,6 +25,12 @@ type Process struct {
 
 // StartProcess starts a program with its output in a file.
 func StartProcess(name, logFile, program string, env []string, args ...string) (*Process, error) {
+	return startProcess(name, logFile, program, env, nil, nil, args...)
+}
+
+// startProcess takes nil for an empty standard input, and for an output that
+// goes into the log file.
+func startProcess(name, logFile, program string, env []string, in, out *os.File, args ...string) (*Process, error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
@@ -32,6 +38,12 @@ func StartProcess(name, logFile, program string, env []string, args ...string) (
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
+	if in != nil {
+		cmd.Stdin = in
+	}
+	if out != nil {
+		cmd.Stdout = out
+	}
 	// The kernel kills the child when the thread that started it ends: so
 	// that thread is kept until the child has ended.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}

@@ -48,6 +48,15 @@ func (m *mainTB) end() {
 		m.cleanups[i]()
 	}
 }
+func (m *mainTB) TempDir() string {
+	dir, err := os.MkdirTemp("", "sluice-shared-")
+	if err != nil {
+		m.Fatal(err)
+	}
+	m.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+func (m *mainTB) Log(args ...any)                   { fmt.Println(args...) }
 func (m *mainTB) Logf(format string, args ...any)   { fmt.Printf(format+"\n", args...) }
 func (m *mainTB) Failed() bool                      { return false }
 func (m *mainTB) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }

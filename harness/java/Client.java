@@ -7,6 +7,7 @@ import org.apache.kafka.common.*;
 import org.apache.kafka.common.header.*;
 import org.apache.kafka.common.header.internals.*;
 import org.apache.kafka.common.serialization.*;
+import org.apache.kafka.common.utils.Exit;
 
 /**
  * A Java client for the tests.
@@ -14,17 +15,21 @@ import org.apache.kafka.common.serialization.*;
  *   Client produce BOOTSTRAP [key=value ...] &lt; lines    topic partition timestamp key value [headerkey headervalue ...]
  *   Client transact BOOTSTRAP commit|abort [key=value ...] &lt; lines
  *   Client consume BOOTSTRAP COUNT TOPIC[,TOPIC...] [key=value ...]
+ *   Client transform BOOTSTRAP commit|abort COUNT FROM TO[,TO...] [key=value ...]
  *
  * Fields of a line are separated by blanks; keys, values and headers are base64,
  * "-" is null, "." is empty, "_" lets the client choose (partition, timestamp).
  * produce and transact print "topic partition offset" for each acknowledged
  * record; consume prints "topic partition offset timestamp key value headers".
+ * The line "flush" ends a batch; "producer key=value ..." goes on with another
+ * producer of these settings. transform copies COUNT records of one topic to
+ * others and commits their offsets for group.id, in one transaction.
  */
 public class Client {
     public static void main(String[] args) throws Exception {
         Map<String, Object> p = new HashMap<>();
         p.put("bootstrap.servers", args[1]);
-        int given = switch (args[0]) { case "produce" -> 2; case "transact" -> 3; case "consume" -> 4; default -> throw new IllegalArgumentException(args[0]); };
+        int given = switch (args[0]) { case "produce" -> 2; case "transact" -> 3; case "consume" -> 4; case "transform" -> 6; default -> throw new IllegalArgumentException(args[0]); };
         for (int i = given; i < args.length; i++) {
             String[] kv = args[i].split("=", 2);
             p.put(kv[0], kv[1]);
@@ -33,6 +38,7 @@ public class Client {
             case "produce" -> produce(p, null);
             case "transact" -> produce(p, args[2]);
             case "consume" -> consume(p, Integer.parseInt(args[2]), Arrays.asList(args[3].split(",")));
+            case "transform" -> transform(p, args[2], Integer.parseInt(args[3]), args[4], args[5].split(","));
         }
     }
 
@@ -46,7 +52,8 @@ public class Client {
 
     static void produce(Map<String, Object> p, String end) throws Exception {
         if (end != null) p.putIfAbsent("transactional.id", "test-" + UUID.randomUUID());
-        try (var producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer())) {
+        Producer<byte[], byte[]> producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer());
+        try {
             if (end != null) {
                 producer.initTransactions();
                 producer.beginTransaction();
@@ -55,6 +62,16 @@ public class Client {
             var in = new java.io.BufferedReader(new java.io.InputStreamReader(System.in));
             for (String line; (line = in.readLine()) != null; ) {
                 String[] f = line.trim().split(" ");
+                if (f[0].equals("flush")) {
+                    producer.flush();
+                    continue;
+                }
+                if (f[0].equals("producer")) {
+                    producer.close();
+                    for (int i = 1; i < f.length; i++) p.put(f[i].split("=", 2)[0], f[i].split("=", 2)[1]);
+                    producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer());
+                    continue;
+                }
                 Headers headers = new RecordHeaders();
                 for (int i = 5; i + 1 < f.length; i += 2) headers.add(new String(bytes(f[i]), "UTF-8"), bytes(f[i + 1]));
                 sent.add(producer.send(new ProducerRecord<>(f[0], f[1].equals("_") ? null : Integer.valueOf(f[1]),
@@ -67,6 +84,38 @@ public class Client {
             }
             if (end != null) {
                 if (end.equals("commit")) producer.commitTransaction(); else producer.abortTransaction();
+            }
+        } finally {
+            producer.close();
+        }
+    }
+
+    static void transform(Map<String, Object> p, String end, int count, String from, String[] to) throws Exception {
+        p.put("auto.offset.reset", "earliest");
+        p.put("enable.auto.commit", "false");
+        p.put("isolation.level", "read_committed");
+        p.putIfAbsent("transactional.id", "test-" + UUID.randomUUID());
+        try (var consumer = new KafkaConsumer<>(p, new ByteArrayDeserializer(), new ByteArrayDeserializer());
+             var producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer())) {
+            producer.initTransactions();
+            consumer.subscribe(List.of(from));
+            long deadline = System.nanoTime() + Duration.ofSeconds(60).toNanos();
+            Map<TopicPartition, OffsetAndMetadata> offsets = new HashMap<>();
+            producer.beginTransaction();
+            int got = 0;
+            while (got < count && System.nanoTime() < deadline) {
+                for (var r : consumer.poll(Duration.ofMillis(200))) {
+                    if (got == count) break;
+                    got++;
+                    offsets.put(new TopicPartition(r.topic(), r.partition()), new OffsetAndMetadata(r.offset() + 1));
+                    for (String topic : to) producer.send(new ProducerRecord<>(topic, r.partition(), r.timestamp(), r.key(), r.value(), r.headers()));
+                }
+            }
+            producer.sendOffsetsToTransaction(offsets, consumer.groupMetadata());
+            if (end.equals("commit")) producer.commitTransaction(); else producer.abortTransaction();
+            if (got < count) {
+                System.err.println("got " + got + " of " + count + " records");
+                Exit.exit(1);
             }
         }
     }
@@ -92,7 +141,7 @@ public class Client {
             System.out.print(out);
             if (got < count) {
                 System.err.println("got " + got + " of " + count + " records");
-                System.exit(1);
+                Exit.exit(1);
             }
         }
     }

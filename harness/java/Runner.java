@@ -1,0 +1,73 @@
+import java.io.*;
+import java.lang.reflect.InvocationTargetException;
+import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
+import org.apache.kafka.common.utils.Exit;
+
+/**
+ * Runs the main methods that its standard input names, one after the other, so
+ * that a test with many small programs pays for one JVM. Numbers are 32 bits,
+ * big-endian; strings are UTF-8 after their length.
+ *
+ *   request: count, strings (class, arguments), standard input
+ *   answer:  exit code, standard output, standard error
+ */
+public class Runner {
+    static class Ended extends RuntimeException {
+        Ended(String message) { super(message, null, false, false); }
+    }
+
+    static int code;
+
+    static void end(int status, String message) {
+        if (code == 0) code = status; // tools that catch everything end twice
+        throw new Ended(message);
+    }
+
+    public static void main(String[] args) throws Exception {
+        var in = new DataInputStream(new BufferedInputStream(System.in));
+        var out = new DataOutputStream(new BufferedOutputStream(System.out));
+        // What nobody asked for (loggers keep the stream that they find) must not reach the answers.
+        PrintStream log = System.err;
+        System.setOut(log);
+        Exit.setExitProcedure(Runner::end);
+        Exit.setHaltProcedure(Runner::end);
+        for (;;) {
+            int n;
+            try {
+                n = in.readInt();
+            } catch (EOFException e) {
+                System.exit(0);
+                return;
+            }
+            String[] words = new String[n];
+            for (int i = 0; i < n; i++) words[i] = new String(in.readNBytes(in.readInt()), StandardCharsets.UTF_8);
+            byte[] input = in.readNBytes(in.readInt());
+            var stdout = new ByteArrayOutputStream();
+            var stderr = new ByteArrayOutputStream();
+            System.setIn(new ByteArrayInputStream(input));
+            System.setOut(new PrintStream(stdout, true, StandardCharsets.UTF_8));
+            System.setErr(new PrintStream(stderr, true, StandardCharsets.UTF_8));
+            code = 0;
+            try {
+                Class.forName(words[0]).getMethod("main", String[].class)
+                    .invoke(null, (Object) Arrays.copyOfRange(words, 1, n));
+            } catch (InvocationTargetException e) {
+                if (!(e.getCause() instanceof Ended)) {
+                    e.getCause().printStackTrace();
+                    code = 1;
+                }
+            }
+            System.out.flush();
+            System.err.flush();
+            System.setOut(log);
+            System.setErr(log);
+            out.writeInt(code);
+            out.writeInt(stdout.size());
+            stdout.writeTo(out);
+            out.writeInt(stderr.size());
+            stderr.writeTo(out);
+            out.flush();
+        }
+    }
+}
