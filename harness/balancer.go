@@ -2,6 +2,7 @@ package harness
 
 import (
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -53,19 +54,13 @@ func StartBalancer(t testing.TB, host string, first, n int, backends ...string) 
 	return b
 }
 
-// Remove takes a backend out and cuts its connections.
-func (b *Balancer) Remove(backend string) {
+// Use changes the backends, and cuts the connections of those that are gone.
+func (b *Balancer) Use(backends ...string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	kept := b.backends[:0:0]
-	for _, k := range b.backends {
-		if k != backend {
-			kept = append(kept, k)
-		}
-	}
-	b.backends = kept
+	b.backends = backends
 	for c, of := range b.conns {
-		if of == backend {
+		if !slices.Contains(backends, of) {
 			reset(c)
 		}
 	}

@@ -5,6 +5,7 @@ package integration
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,7 +97,11 @@ type replica struct {
 	Store     string // the stores.default value, YAML
 	Extra     string // more YAML, at the top level
 	Default   string // default_class
+	Log       io.Writer
 }
+
+// bootstrap is what clients connect to.
+func (r replica) bootstrap() string { return fmt.Sprintf("%s:%d", r.Advertise, r.Port) }
 
 const brokerIDs = 8 // node ids 0-7
 
@@ -177,7 +182,10 @@ func startSluice(t testing.TB, r replica) *sluice {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	s, err := server.Start(ctx, cfg, server.Options{Logger: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel)})
+	if r.Log == nil {
+		r.Log = zerolog.NewTestWriter(t)
+	}
+	s, err := server.Start(ctx, cfg, server.Options{Logger: zerolog.New(r.Log).Level(zerolog.WarnLevel)})
 	if err != nil {
 		t.Fatal(err)
 	}
