@@ -331,6 +331,17 @@ func (c *conn) place(topic string) (tiers.Placement, tiers.TopicFacts) {
 	return router.Place(topic, facts), facts
 }
 
+// shown says on which tier's brokers clients find a topic. Until its facts are
+// known its class alone decides: a topic that was just created is unknown for a
+// moment, and clients keep what they are told for minutes.
+func (c *conn) shown(topic string) tiers.Tier {
+	placement, _ := c.place(topic)
+	if placement.Reason == tiers.Unknown {
+		return placement.Class.Tier
+	}
+	return placement.Tier
+}
+
 // maxNames bounds the topic names that a connection keeps.
 const maxNames = 4096
 

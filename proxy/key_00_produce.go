@@ -205,7 +205,7 @@ func (c *conn) mapLeader(b []byte, topic string, known bool) {
 		binary.BigEndian.PutUint32(b, ^uint32(0))
 		return
 	}
-	if placement, _ := c.place(topic); placement.Tier == tiers.Diskless {
+	if c.shown(topic) == tiers.Diskless {
 		binary.BigEndian.PutUint32(b, uint32(disklessID(leader)))
 	}
 }

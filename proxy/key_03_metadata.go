@@ -92,8 +92,7 @@ func (c *conn) placeAll(topics []kmsg.MetadataResponseTopic) []tiers.Tier {
 			continue
 		}
 		asked.Go(func() error {
-			placement, _ := c.place(name)
-			placed[i] = placement.Tier
+			placed[i] = c.shown(name)
 			return nil
 		})
 	}
