@@ -11,6 +11,7 @@ type metrics struct {
 	objects        *prometheus.CounterVec // store
 	objectBytes    *prometheus.CounterVec // store
 	seals          *prometheus.CounterVec // reason
+	sealWaits      prometheus.Counter
 	putSeconds     prometheus.Histogram
 	ackSeconds     prometheus.Histogram
 	orphans        prometheus.Counter
@@ -63,6 +64,7 @@ func newMetrics(reg prometheus.Registerer, budget *inlineBudget) *metrics {
 		objects:        counters("sluice_diskless_objects_written_total", "Objects written.", "store"),
 		objectBytes:    counters("sluice_diskless_object_bytes_total", "Bytes of objects written.", "store"),
 		seals:          counters("sluice_diskless_seals_total", "Objects sealed, by what sealed them.", "reason"),
+		sealWaits:      counter("sluice_diskless_seal_waits_total", "Times an object whose producers all waited for it could not be sealed early for want of budget (limits.puts_per_second)."),
 		putSeconds:     seconds("sluice_diskless_put_seconds", "Seconds from sealing an object to its being durable."),
 		ackSeconds:     seconds("sluice_diskless_offload_seconds", "Seconds from a batch's arrival to its object being durable."),
 		orphans:        counter("sluice_diskless_orphan_objects_total", "Objects that became durable after all their batches had gone inline."),

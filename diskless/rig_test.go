@@ -107,6 +107,8 @@ type offer struct {
 	batch     []byte
 	timeout   time.Duration
 	ctx       context.Context
+	producer  *tiers.Producer
+	request   uint64
 }
 
 func send(t testing.TB, tier *Tier, o offer) *sent {
@@ -128,6 +130,7 @@ func send(t testing.TB, tier *Tier, o offer) *sent {
 	own := bytes.Clone(o.batch)
 	s.offload = tier.Offload(o.ctx, tiers.OffloadRequest{
 		Class: o.class, TopicPartition: s.tp, Batch: own, Timeout: o.timeout, ProduceVersion: 9, MaxMessageBytes: 100 << 20,
+		Producer: o.producer, Request: o.request,
 	}, func() {
 		if s.notified.Add(1) > 1 {
 			t.Error("notified twice")

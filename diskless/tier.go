@@ -34,6 +34,7 @@ type Limits struct {
 	CacheBytes         int64         // chunks in memory
 	ChunkBytes         int64         // what one GET asks for; no more than a sixteenth of the cache
 	PutConcurrency     int           // PUTs at a time, per store
+	EarlyPutsPerSec    int           // objects sealed before their linger because all who wait for them are blocked; 0 is none
 	PutTimeout         time.Duration // from a batch's arrival to its going inline; no batch lingers longer than half of it
 	PutAttempt         time.Duration // one PUT; 0 is twice PutTimeout
 	GetTimeout         time.Duration // one chunk, retries included
@@ -53,6 +54,7 @@ func DefaultLimits() Limits {
 		CacheBytes:         256 << 20,
 		ChunkBytes:         16 << 20,
 		PutConcurrency:     16,
+		EarlyPutsPerSec:    10,
 		PutTimeout:         5 * time.Second,
 		GetTimeout:         10 * time.Second,
 		ReadAhead:          4,
@@ -96,7 +98,7 @@ func def[T comparable](v *T, d T) {
 type Options struct {
 	ClusterID string
 	Stores    map[string]StoreHandle // by the name that classes use; more may follow by AddStore
-	Limits    Limits                 // inline budgets of zero mean: nothing goes inline for want of a store
+	Limits    Limits                 // zero inline budgets: nothing goes inline for want of a store; zero early PUTs: none
 	Logger    zerolog.Logger
 	Metrics   prometheus.Registerer
 }
@@ -108,6 +110,7 @@ type Tier struct {
 	log       zerolog.Logger
 	metrics   *metrics
 	budget    *inlineBudget
+	sealer    *sealer
 	cache     *cache
 	loads     singleflight.Group
 	ahead     chan struct{} // one for each read ahead of need
@@ -138,6 +141,7 @@ func New(opt Options) (*Tier, error) {
 	}
 	t.ahead = make(chan struct{}, 2*t.limits.ReadAhead)
 	t.budget = newInlineBudget(t.limits.InlineBytesPerSec, t.limits.InlineBytesTotal)
+	t.sealer = newSealer(float64(t.limits.EarlyPutsPerSec))
 	t.metrics = newMetrics(opt.Metrics, t.budget)
 	t.cache = newCache(t.limits.CacheBytes, t.metrics)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -272,4 +276,22 @@ func (t *Tier) Offload(ctx context.Context, req tiers.OffloadRequest, notify fun
 	}
 	t.writer(req.Class.Store).take(o)
 	return o
+}
+
+// Offered says that all batches of a connection's request have been offloaded:
+// now it is known whether the connection waits for all that it has.
+func (t *Tier) Offered(p *tiers.Producer) {
+	if p == nil || t.limits.EarlyPutsPerSec <= 0 {
+		return
+	}
+	var few [4]*writer
+	writers := few[:0]
+	t.mu.RLock()
+	for _, w := range t.writers {
+		writers = append(writers, w)
+	}
+	t.mu.RUnlock()
+	for _, w := range writers {
+		w.offered()
+	}
 }

@@ -134,6 +134,8 @@ type object struct {
 	opened time.Time
 	limit  int64 // bytes at which it is sealed
 	linger *time.Timer
+	early  *time.Timer // set while only the budget of early seals is lacking
+	crew   crew
 	buf    []byte
 	footer []byte
 	ctx    context.Context // ends when nobody waits for it any longer
@@ -305,6 +307,7 @@ func (w *writer) append(o *offload) {
 		obj.due = o.decideBy
 	}
 	obj.batches += int64(o.size)
+	w.tier.sealer.join(&obj.crew, o.req.Producer, o.req.Request, time.Now())
 	w.hold(int64(o.size))
 	if obj.batches >= obj.limit {
 		w.seal(obj, "size")
@@ -341,8 +344,7 @@ func (w *writer) seal(obj *object, reason string) {
 	if w.open[obj.class] != obj {
 		return
 	}
-	delete(w.open, obj.class)
-	obj.linger.Stop()
+	w.close(obj)
 	obj.sealed = time.Now()
 	w.pending = append(w.pending, obj)
 	w.tier.metrics.seals.WithLabelValues(reason).Inc()
@@ -350,10 +352,49 @@ func (w *writer) seal(obj *object, reason string) {
 	go w.put(obj)
 }
 
-// discard forgets an open object that nobody waits for. mu is held.
-func (w *writer) discard(obj *object) {
+// sealEarly seals an object that can only gain by that. mu is held.
+func (w *writer) sealEarly(obj *object) {
+	ok, wait := w.tier.sealer.ready(&obj.crew, time.Now())
+	switch {
+	case ok:
+		w.seal(obj, "early")
+	case wait > 0:
+		w.tier.metrics.sealWaits.Inc()
+		if obj.early != nil {
+			obj.early.Stop()
+		}
+		obj.early = time.AfterFunc(wait, func() {
+			w.mu.Lock()
+			defer w.unlock()
+			if w.open[obj.class] == obj {
+				w.sealEarly(obj)
+			}
+		})
+	}
+}
+
+// close ends an object's being open. mu is held.
+func (w *writer) close(obj *object) {
 	delete(w.open, obj.class)
 	obj.linger.Stop()
+	if obj.early != nil {
+		obj.early.Stop()
+	}
+	w.tier.sealer.leave(&obj.crew)
+}
+
+// offered looks for objects that need not wait any longer.
+func (w *writer) offered() {
+	w.mu.Lock()
+	defer w.unlock()
+	for _, obj := range w.open {
+		w.sealEarly(obj)
+	}
+}
+
+// discard forgets an open object that nobody waits for. mu is held.
+func (w *writer) discard(obj *object) {
+	w.close(obj)
 	obj.cancel()
 	w.hold(-obj.batches)
 }

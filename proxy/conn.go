@@ -26,14 +26,15 @@ type conn struct {
 	node     int32 // broker behind it, or AnyBroker
 	diskless bool  // it arrived on a diskless listener
 
-	ctx    context.Context // ends when the connection does
-	cancel context.CancelCauseFunc
-	gone   chan struct{}      // closed when the client has gone: nobody reads answers any more
-	slots  chan struct{}      // one for each request in flight
-	names  map[string]string  // topic names seen, so that looking one up does not allocate; reader only
-	view   wire.Produce       // reader only
-	result wire.ProduceResult // responder only
-	fetchV wire.FetchResult   // responder only
+	ctx      context.Context // ends when the connection does
+	cancel   context.CancelCauseFunc
+	gone     chan struct{}     // closed when the client has gone: nobody reads answers any more
+	slots    chan struct{}     // one for each request in flight
+	names    map[string]string // topic names seen, so that looking one up does not allocate; reader only
+	view     wire.Produce      // reader only
+	producer tiers.Producer
+	result   wire.ProduceResult // responder only
+	fetchV   wire.FetchResult   // responder only
 
 	dial     sync.Once
 	upstream net.Conn

@@ -55,6 +55,8 @@ func (c *conn) produce(r *request) error {
 		}
 	}
 	var offloads []*offloaded
+	var producer *tiers.Producer // nil for one that waits for no answer
+	var number uint64
 	var last struct {
 		topic     string
 		placement tiers.Placement
@@ -81,6 +83,10 @@ func (c *conn) produce(r *request) error {
 		}
 		if offloads == nil {
 			r.wait(1) // this loop; so that it is not ready before all are counted
+			if !r.silent {
+				r.offloading = true
+				producer, number = &c.producer, c.producer.Begin()
+			}
 		}
 		r.pending.Add(1)
 		o := &offloaded{ProducePartition: p, topic: topic}
@@ -91,12 +97,15 @@ func (c *conn) produce(r *request) error {
 			MaxMessageBytes: last.facts.MaxMessageBytes,
 			Timeout:         time.Duration(view.TimeoutMillis) * time.Millisecond,
 			ProduceVersion:  r.version,
+			Producer:        producer,
+			Request:         number,
 		}, r.done)
 		offloads = append(offloads, o)
 	}
 	if offloads != nil {
 		r.prepare = func() error { c.placePlaceholders(r, offloads); return nil }
 		r.done()
+		c.p.opt.Payloads.Offered(producer)
 	}
 	if offloads != nil || r.version >= produceEndpointsSince {
 		r.answer = func(in *frame) ([][]byte, error) { return c.produceAnswer(r, in, offloads) }

@@ -32,6 +32,8 @@ type request struct {
 	local []byte
 	// silent requests have no answer (Produce with acks=0).
 	silent bool
+	// offloading requests are counted by the connection's producer.
+	offloading bool
 	// answer turns the broker's answer into the client's; nil relays it. A nil
 	// result means that the frame, perhaps patched in place, goes out as it is.
 	answer func(*frame) ([][]byte, error)
@@ -134,6 +136,9 @@ func (c *conn) drop(r *request) {
 // finish gives back what a request holds of the connection's limits.
 func (c *conn) finish(r *request) {
 	r.in.release()
+	if r.offloading {
+		c.producer.End()
+	}
 	if r.internal == nil {
 		<-c.slots
 	}

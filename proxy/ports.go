@@ -37,6 +37,9 @@ type Payloads interface {
 	// when the batch's fate is decided; then Result may be called. Cancelling
 	// ctx ends any waiting (the client has gone).
 	Offload(ctx context.Context, req tiers.OffloadRequest, notify func()) tiers.Offload
+	// Offered is called when all batches of a request of this connection have
+	// been offloaded. p is nil for requests that have no answer.
+	Offered(p *tiers.Producer)
 	// Candidate reports whether fetched records may hold a placeholder. It
 	// never says false when there is one; it looks at batch headers only for
 	// all but a few batches.

@@ -106,6 +106,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			BufferBytes:       l.WriteBufferBytes,
 			CacheBytes:        l.CacheBytes,
 			PutConcurrency:    l.PutConcurrency,
+			EarlyPutsPerSec:   l.PutsPerSecond,
 			PutTimeout:        l.PutTimeout,
 			InlineBytesPerSec: l.InlineBytesPerSecond,
 			InlineBytesTotal:  l.InlineBytesTotal,

@@ -463,7 +463,7 @@ func TestShutdownAnswersWhatWasSent(t *testing.T) {
 	r := newRig(t)
 	cfg := r.config("")
 	telemetry := cfg.Classes["telemetry"]
-	telemetry.Linger = 2 * time.Second // the object is still open when the end comes
+	telemetry.Linger, cfg.Limits.PutsPerSecond = 2*time.Second, 0 // the object is still open when the end comes
 	cfg.Classes["telemetry"] = telemetry
 	s := r.start(cfg)
 	c := r.client(kgo.RecordRetries(0), kgo.ProducerLinger(0))

@@ -26,6 +26,13 @@ type OffloadRequest struct {
 	// ProduceVersion is the version of the client's Produce request: zstd
 	// placeholders need 7 or later.
 	ProduceVersion int16
+
+	// Producer is the connection, nil when it waits for no answer (acks=0):
+	// then its batches only leave with their object's linger or size.
+	Producer *Producer
+
+	// Request is what Producer.Begin returned for the batch's request.
+	Request uint64
 }
 
 // Offload is one batch on its way into an object.
