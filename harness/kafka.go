@@ -17,6 +17,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
 )
 
 // DefaultKafka is the release that tests run when they ask for none.
@@ -28,7 +29,14 @@ type KafkaOptions struct {
 	Version    string
 	Nodes      []int32
 	Properties map[string]string // added to every broker's server.properties
+	// Users, by name with their passwords, make clients log in (SASL_PLAINTEXT;
+	// PLAIN or SCRAM-SHA-256) and turn ACLs on. Admin is one of them, and may
+	// do everything.
+	Users map[string]string
 }
+
+// Admin is the user that brokers themselves are.
+const Admin = "admin"
 
 // Kafka is a real Apache Kafka cluster of combined KRaft nodes.
 type Kafka struct {
@@ -166,6 +174,25 @@ func (k *Kafka) format(n *kafkaNode) error {
 		"controlled.shutdown.enable":                       "true",
 		"auto.create.topics.enable":                        "true",
 	}
+	format := []string{"kafka.tools.StorageTool", "format", "-t", k.ID, "-c", n.properties()}
+	if len(k.opt.Users) > 0 {
+		jaas := fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required username=%q password=%q", Admin, k.opt.Users[Admin])
+		for name, password := range k.opt.Users {
+			jaas += fmt.Sprintf(" user_%s=%q", name, password)
+			format = append(format, "--add-scram", fmt.Sprintf("SCRAM-SHA-256=[name=%s,password=%s]", name, password))
+		}
+		for key, v := range map[string]string{
+			"listener.security.protocol.map":                         "CONTROLLER:PLAINTEXT,PLAINTEXT:SASL_PLAINTEXT",
+			"sasl.enabled.mechanisms":                                "PLAIN,SCRAM-SHA-256",
+			"sasl.mechanism.inter.broker.protocol":                   "PLAIN",
+			"listener.name.plaintext.plain.sasl.jaas.config":         jaas + ";",
+			"listener.name.plaintext.scram-sha-256.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
+			"authorizer.class.name":                                  "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+			"super.users":                                            "User:" + Admin + ";User:ANONYMOUS", // controllers speak without a login
+		} {
+			p[key] = v
+		}
+	}
 	for key, v := range k.opt.Properties {
 		p[key] = v
 	}
@@ -185,7 +212,7 @@ func (k *Kafka) format(n *kafkaNode) error {
 	if err := os.WriteFile(n.log4j(), []byte(log4j), 0o644); err != nil {
 		return err
 	}
-	return run(n.dir, "java", append(jvm(k.cp, n.log4j(), "-Xmx128m"), "kafka.tools.StorageTool", "format", "-t", k.ID, "-c", n.properties())...)
+	return run(n.dir, "java", append(jvm(k.cp, n.log4j(), "-Xmx128m"), format...)...)
 }
 
 func (n *kafkaNode) properties() string { return filepath.Join(n.dir, "server.properties") }
@@ -293,7 +320,11 @@ func (k *Kafka) AwaitBrokers(patience time.Duration, ids ...int32) error {
 func (k *Kafka) answers(ctx context.Context, id int32, others []int32) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	cl, err := kgo.NewClient(kgo.SeedBrokers(k.BrokerAddr(id)))
+	opts := []kgo.Opt{kgo.SeedBrokers(k.BrokerAddr(id))}
+	if len(k.opt.Users) > 0 {
+		opts = append(opts, kgo.SASL(plain.Auth{User: Admin, Pass: k.opt.Users[Admin]}.AsMechanism()))
+	}
+	cl, err := kgo.NewClient(opts...)
 	if err != nil {
 		return err
 	}

@@ -98,6 +98,8 @@ type replica struct {
 	Extra     string // more YAML, at the top level
 	Default   string // default_class
 	Log       io.Writer
+	InKafka   string // more YAML, below kafka, indented by two
+	InListen  string // likewise, below listen
 }
 
 // bootstrap is what clients connect to.
@@ -124,16 +126,16 @@ func (r replica) yaml() string {
 	p := r.Port
 	return fmt.Sprintf(`kafka:
   bootstrap: ["%s"]
-listen:
+%slisten:
   bootstrap: "%s:%d"
   brokers: "%s:%d-%d"
   advertise: "%s"
   node_ids: "0-%d"
-admin: "%s:%d"
+%sadmin: "%s:%d"
 stores:
   default: %s
 default_class: %s
-%s%s`, strings.Join(r.Kafka, `", "`), r.Host, p, r.Host, p+2, p+2+2*brokerIDs-1, r.Advertise, brokerIDs-1, r.Host, p+1, r.Store, r.Default, rules, r.Extra)
+%s%s`, strings.Join(r.Kafka, `", "`), r.InKafka, r.Host, p, r.Host, p+2, p+2+2*brokerIDs-1, r.Advertise, brokerIDs-1, r.InListen, r.Host, p+1, r.Store, r.Default, rules, r.Extra)
 }
 
 // ports of a replica: bootstrap, admin, two for each broker id.
@@ -249,6 +251,7 @@ func createTopic(t testing.TB, bootstrap, topic string, partitions int32, config
 		values[configs[i]] = &configs[i+1]
 	}
 	cl := client(t, bootstrap)
+	defer cl.Close()
 	adm := kadm.NewClient(cl)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

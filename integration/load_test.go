@@ -83,6 +83,7 @@ func startLoad(t testing.TB, h *history.History, w workload) *load {
 			kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(10 * time.Millisecond), kgo.RecordRetries(1 << 30),
 		}, w.Opts...)...)
 		l.wg.Go(func() {
+			defer cl.Close()
 			tick := time.NewTicker(time.Second * time.Duration(len(w.Topics)) / time.Duration(w.PerSecond))
 			defer tick.Stop()
 			for i := int32(0); ; i++ {
@@ -199,6 +200,7 @@ func follow(t testing.TB, h *history.History, name, bootstrap string, opts []kgo
 func (f *follower) end() {
 	f.cancel()
 	f.wg.Wait()
+	f.cl.Close()
 }
 
 func (f *follower) count(topic string) int {
@@ -261,7 +263,9 @@ func endOffsets(t testing.TB, brokers string, topics ...string) map[history.Plac
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	listed, err := kadm.NewClient(client(t, brokers)).ListEndOffsets(ctx, topics...)
+	cl := client(t, brokers)
+	defer cl.Close()
+	listed, err := kadm.NewClient(cl).ListEndOffsets(ctx, topics...)
 	if err == nil {
 		err = listed.Error()
 	}
