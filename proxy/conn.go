@@ -32,6 +32,7 @@ type conn struct {
 	slots    chan struct{}     // one for each request in flight
 	names    map[string]string // topic names seen, so that looking one up does not allocate; reader only
 	view     wire.Produce      // reader only
+	welcome  bool              // the broker talks to this client; reader only
 	producer tiers.Producer
 	result   wire.ProduceResult // responder only
 	fetchV   wire.FetchResult   // responder only

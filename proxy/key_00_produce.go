@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"encoding/binary"
 	"time"
 
@@ -23,6 +24,9 @@ import (
 //   - v13: ids become names by Metadata asked on the client's own connection;
 //     an id that the broker does not know is forwarded for it to answer.
 //   - acks=0: durable, then forwarded; no answer.
+//   - Nothing goes to object storage before the broker has answered something
+//     on this connection that takes a login, where logins are asked for: else
+//     whoever reaches the port could fill the bucket.
 //   - Answers: CurrentLeader and NodeEndpoints (v10+, KIP-951) are mapped
 //     together. INVALID_RECORD for a placeholder of ours means that the topic
 //     has become compacted: the client's own batch was valid, so it is told
@@ -81,6 +85,10 @@ func (c *conn) produce(r *request) error {
 		if last.placement.Tier != tiers.Diskless {
 			continue
 		}
+		if err := c.awaitWelcome(); err != nil {
+			r.in.forget()
+			return err
+		}
 		if offloads == nil {
 			r.wait(1) // this loop; so that it is not ready before all are counted
 			if !r.silent {
@@ -111,6 +119,31 @@ func (c *conn) produce(r *request) error {
 		r.answer = func(in *frame) ([][]byte, error) { return c.produceAnswer(r, in, offloads) }
 	}
 	return nil
+}
+
+// awaitWelcome returns once the broker has answered a question of ours on the
+// client's connection; it hangs up on one that has not logged in. Only the
+// reader calls it.
+func (c *conn) awaitWelcome() error {
+	if c.welcome {
+		return nil
+	}
+	const version = 4 // every broker has it that has Produce v3
+	req := kmsg.NewPtrMetadataRequest()
+	req.SetVersion(version)
+	req.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
+	req.AllowAutoTopicCreation = false
+	answered := make(chan error, 1)
+	if err := c.ask(req, func(_ kmsg.Response, err error) { answered <- err }); err != nil {
+		return err
+	}
+	select {
+	case err := <-answered:
+		c.welcome = err == nil
+		return err
+	case <-c.ctx.Done():
+		return context.Cause(c.ctx)
+	}
 }
 
 // producedTopic is the name of a partition's topic, or "" when the broker does
