@@ -142,6 +142,7 @@ type Limits struct {
 	GetConcurrency int           // GETs at a time, per store
 
 	WriteBufferBytes     int64         // batches that wait for their object
+	RetryBatches         int           // of idempotent producers, remembered where they are stored; 0 is none
 	PutsPerSecond        int           // objects written before their linger ends; 0 is none
 	PutConcurrency       int           // PUTs at a time, per store
 	PutTimeout           time.Duration // to make an object durable, before its batches go inline

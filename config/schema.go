@@ -154,6 +154,7 @@ func schema() []key {
 		{path: "limits.write_buffer_bytes", kind: kindSize, def: "256MiB", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffered_bytes", field: func(t target) any { return &t.Limits.WriteBufferBytes }},
 		{path: "limits.put_concurrency", kind: kindCount, def: "16", from: "1", to: "1000", metric: "sluice_diskless_put_seconds", field: func(t target) any { return &t.Limits.PutConcurrency }},
 		{path: "limits.puts_per_second", kind: kindCount, def: "10", from: "0", to: "10000", metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.Limits.PutsPerSecond }},
+		{path: "limits.retry_batches", kind: kindCount, def: "65536", from: "0", to: "10000000", metric: "sluice_diskless_reused_batches_total", field: func(t target) any { return &t.Limits.RetryBatches }},
 		{path: "limits.put_timeout", kind: kindDuration, def: "5s", from: "100ms", to: "1m", metric: "sluice_diskless_inline_batches_total", field: func(t target) any { return &t.Limits.PutTimeout }},
 		{path: "limits.inline_bytes_per_second", kind: kindSize, def: "16MiB", from: "0B", to: "1TiB", metric: "sluice_diskless_inline_bytes_total", field: func(t target) any { return &t.Limits.InlineBytesPerSecond }},
 		{path: "limits.inline_bytes_total", kind: kindSize, def: "8GiB", from: "0B", to: "1PiB", metric: "sluice_diskless_inline_budget_bytes", field: func(t target) any { return &t.Limits.InlineBytesTotal }},

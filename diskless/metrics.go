@@ -14,6 +14,8 @@ type metrics struct {
 	sealWaits      prometheus.Counter
 	putSeconds     prometheus.Histogram
 	ackSeconds     prometheus.Histogram
+	reusedBatches  prometheus.Counter
+	reusedBytes    prometheus.Counter
 	orphans        prometheus.Counter
 	buffered       prometheus.Gauge
 	parked         prometheus.Gauge
@@ -67,6 +69,8 @@ func newMetrics(reg prometheus.Registerer, budget *inlineBudget) *metrics {
 		sealWaits:      counter("sluice_diskless_seal_waits_total", "Times an object whose producers all waited for it could not be sealed early for want of budget (limits.puts_per_second)."),
 		putSeconds:     seconds("sluice_diskless_put_seconds", "Seconds from sealing an object to its being durable."),
 		ackSeconds:     seconds("sluice_diskless_offload_seconds", "Seconds from a batch's arrival to its object being durable."),
+		reusedBatches:  counter("sluice_diskless_reused_batches_total", "Batches that a producer sent again and that were already stored."),
+		reusedBytes:    counter("sluice_diskless_reused_bytes_total", "Their bytes, which were not uploaded again."),
 		orphans:        counter("sluice_diskless_orphan_objects_total", "Objects that became durable after all their batches had gone inline."),
 		buffered:       gauge("sluice_diskless_buffered_bytes", "Bytes of batches that wait for their object to be durable."),
 		parked:         gauge("sluice_diskless_parked_batches", "Batches that wait for buffer space (limits.write_buffer)."),

@@ -37,6 +37,7 @@ type Limits struct {
 	EarlyPutsPerSec    int           // objects sealed before their linger because all who wait for them are blocked; 0 is none
 	PutTimeout         time.Duration // from a batch's arrival to its going inline; no batch lingers longer than half of it
 	PutAttempt         time.Duration // one PUT; 0 is twice PutTimeout
+	RetryBatches       int           // stored batches of idempotent producers that are remembered; 0 is none
 	GetTimeout         time.Duration // one chunk, retries included
 	ReadAhead          int           // objects of one Fetch answer that are read at a time, before they are needed
 	InlineBytesPerSec  int64         // what an outage may put on the brokers per second
@@ -55,6 +56,7 @@ func DefaultLimits() Limits {
 		ChunkBytes:         16 << 20,
 		PutConcurrency:     16,
 		EarlyPutsPerSec:    10,
+		RetryBatches:       65_536,
 		PutTimeout:         5 * time.Second,
 		GetTimeout:         10 * time.Second,
 		ReadAhead:          4,
@@ -111,6 +113,7 @@ type Tier struct {
 	metrics   *metrics
 	budget    *inlineBudget
 	sealer    *sealer
+	retries   *retries
 	cache     *cache
 	loads     singleflight.Group
 	ahead     chan struct{} // one for each read ahead of need
@@ -138,6 +141,10 @@ func New(opt Options) (*Tier, error) {
 		complaint: rate.NewLimiter(1, 20),
 		writers:   make(map[string]*writer),
 		keys:      make(map[placeholder.KeyID]*writer),
+	}
+	var err error
+	if t.retries, err = newRetries(t.limits.RetryBatches); err != nil {
+		return nil, err
 	}
 	t.ahead = make(chan struct{}, 2*t.limits.ReadAhead)
 	t.budget = newInlineBudget(t.limits.InlineBytesPerSec, t.limits.InlineBytesTotal)
@@ -274,7 +281,14 @@ func (t *Tier) Offload(ctx context.Context, req tiers.OffloadRequest, notify fun
 		notify()
 		return o
 	}
-	t.writer(req.Class.Store).take(o)
+	w := t.writer(req.Class.Store)
+	if t.retries.recall(o, w) {
+		t.metrics.reusedBatches.Inc()
+		t.metrics.reusedBytes.Add(float64(o.size))
+		notify()
+		return o
+	}
+	w.take(o)
 	return o
 }
 

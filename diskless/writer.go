@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -37,6 +38,8 @@ type offload struct {
 	arrived  time.Time
 	decideBy time.Time // when it goes inline, if its object is not durable by then
 	notify   func()
+	retry    *retryKey // nil when it cannot be recognized
+	sum      [sha256.Size]byte
 
 	writer *writer
 	object *object
@@ -69,6 +72,7 @@ func (o *offload) inspect() tiers.InlineReason {
 		return tiers.InlineSmall
 	}
 	o.original, o.crc = original, b.CRC()
+	o.tier.retries.identify(o, b)
 	// Well within the client's own patience: half of what it waits for would
 	// already make it retry.
 	patience := o.tier.limits.PutTimeout
@@ -486,6 +490,7 @@ func (w *writer) settle(obj *object, took time.Duration, err error) {
 		}
 		for _, o := range obj.waiting {
 			t.metrics.ackSeconds.Observe(now.Sub(o.arrived).Seconds())
+			t.retries.remember(o)
 			w.decide(o, durable)
 		}
 		// A success that took too long heals nothing.

@@ -107,6 +107,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			CacheBytes:        l.CacheBytes,
 			PutConcurrency:    l.PutConcurrency,
 			EarlyPutsPerSec:   l.PutsPerSecond,
+			RetryBatches:      l.RetryBatches,
 			PutTimeout:        l.PutTimeout,
 			InlineBytesPerSec: l.InlineBytesPerSecond,
 			InlineBytesTotal:  l.InlineBytesTotal,

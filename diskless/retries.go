@@ -1,0 +1,75 @@
+package diskless
+
+import (
+	"crypto/sha256"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+// retries remembers where the batches of idempotent producers were stored, so
+// that one which is sent again (CONCURRENT_TRANSACTIONS, a leader that moved, a
+// broker that restarted) is not uploaded again. Batches without a producer id
+// all have the same sequence and are never remembered; the others must be the
+// same to the last bit, by SHA-256: a CRC alone would give one batch's bytes to
+// another within minutes.
+type retries struct {
+	stored *lru.Cache[retryKey, storedBatch] // nil: nothing is remembered
+}
+
+type retryKey struct {
+	tiers.TopicPartition
+	store    string
+	audit    bool
+	producer int64
+	epoch    int16
+	sequence int32
+}
+
+type storedBatch struct {
+	sum    [sha256.Size]byte
+	size   int
+	object *object
+	offset int
+}
+
+func newRetries(batches int) (*retries, error) {
+	if batches <= 0 {
+		return &retries{}, nil
+	}
+	stored, err := lru.New[retryKey, storedBatch](batches)
+	return &retries{stored}, err
+}
+
+// identify fills in what a batch is recognized by.
+func (r *retries) identify(o *offload, b wire.Batch) {
+	if r.stored == nil || b.ProducerID() < 0 {
+		return
+	}
+	o.retry = &retryKey{o.req.TopicPartition, o.req.Class.Store, o.req.Class.Audit, b.ProducerID(), b.ProducerEpoch(), b.BaseSequence()}
+	o.sum = sha256.Sum256(b)
+}
+
+// recall makes a batch that was stored before durable at once.
+func (r *retries) recall(o *offload, w *writer) bool {
+	if o.retry == nil {
+		return false
+	}
+	s, ok := r.stored.Get(*o.retry)
+	if !ok || s.size != o.size || s.sum != o.sum || s.object.age() > o.tier.limits.MaxPlaceholderAge/2 {
+		return false
+	}
+	o.writer, o.object, o.offset = w, s.object, s.offset
+	o.fate = durable
+	o.req.Batch = nil
+	return true
+}
+
+// remember notes a batch whose object is durable.
+func (r *retries) remember(o *offload) {
+	if o.retry != nil {
+		r.stored.Add(*o.retry, storedBatch{o.sum, o.size, o.object, o.offset})
+	}
+}
