@@ -30,12 +30,12 @@ func (c *conn) invalidateAfter(r *request, topics []string) {
 		return
 	}
 	before := r.answer
-	r.answer = func(in *frame) ([][]byte, error) {
+	r.answer = func(c *conn, r *request, in *frame) ([][]byte, error) {
 		for _, t := range topics {
 			c.p.opt.Brokers.Invalidate(t)
 		}
 		if before != nil {
-			return before(in)
+			return before(c, r, in)
 		}
 		return nil, nil
 	}

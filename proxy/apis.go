@@ -39,7 +39,8 @@ const neverFlexible = 1<<15 - 1
 // is hidden: its frames might carry broker ids or payloads.
 func apis() []*API {
 	table := []*API{
-		{Key: 0, Min: 3, Max: 13, Treatment: Rewrite, handle: (*conn).produce},
+		{Key: 0, Max: 13, Treatment: Rewrite, handle: (*conn).produce},
+		// Below v4, brokers convert to message sets, which would undo placeholders.
 		{Key: 1, Min: 4, Max: 18, Treatment: Rewrite, handle: (*conn).fetch},
 		{Key: 2, Max: 11},
 		{Key: 3, Max: 13, Treatment: Map, handle: (*conn).metadata},
@@ -208,11 +209,15 @@ func replaceBody(r *request, req kmsg.Request) {
 func (a *API) responseFlexible(version int16) bool { return version >= a.flexible && a.Key != 18 }
 
 func decodeResponse(r *request, in *frame, resp kmsg.Response) error {
-	body, err := wire.ResponseBody(in.b, r.api.responseFlexible(r.version))
+	return decodeAs(r.version, r, in, resp)
+}
+
+func decodeAs(version int16, r *request, in *frame, resp kmsg.Response) error {
+	body, err := wire.ResponseBody(in.b, r.api.responseFlexible(version))
 	if err != nil {
 		return err
 	}
-	resp.SetVersion(r.version)
+	resp.SetVersion(version)
 	if err := resp.ReadFrom(in.b[body:]); err != nil {
 		return wire.ErrMalformed
 	}
@@ -237,8 +242,8 @@ func encodeAs(version int16, r *request, resp kmsg.Response) []byte {
 
 // rewrite makes an answer function that decodes the broker's answer, lets fn
 // change it, and encodes it again.
-func rewrite[R kmsg.Response](c *conn, r *request, empty func() R, fn func(R) error) func(*frame) ([][]byte, error) {
-	return func(in *frame) ([][]byte, error) {
+func rewrite[R kmsg.Response](empty func() R, fn func(R) error) func(*conn, *request, *frame) ([][]byte, error) {
+	return func(_ *conn, r *request, in *frame) ([][]byte, error) {
 		resp := empty()
 		if err := decodeResponse(r, in, resp); err != nil {
 			return nil, err

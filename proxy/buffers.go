@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
@@ -52,15 +53,19 @@ func (f *frame) forget() {
 // budget bounds the bytes that frames of one direction hold in memory. Waiting
 // for it is the back-pressure: a connection that waits does not read.
 type budget struct {
-	max  int64
 	sem  *semaphore.Weighted
 	used prometheus.Gauge
 	held prometheus.Counter // times somebody had to wait
-	pool [maxPooledBits + 1]sync.Pool
+	// relieve cuts those who keep the bytes from others; it is called every
+	// relieveInterval while somebody waits.
+	relieve func()
+	pool    [maxPooledBits + 1]sync.Pool
 }
 
-func newBudget(max int64, used prometheus.Gauge, held prometheus.Counter) *budget {
-	return &budget{max: max, sem: semaphore.NewWeighted(max), used: used, held: held}
+const relieveInterval = time.Second
+
+func newBudget(max int64, used prometheus.Gauge, held prometheus.Counter, relieve func()) *budget {
+	return &budget{relieve: relieve, sem: semaphore.NewWeighted(max), used: used, held: held}
 }
 
 // frame waits for n bytes of budget and returns a frame of that length with
@@ -68,7 +73,7 @@ func newBudget(max int64, used prometheus.Gauge, held prometheus.Counter) *budge
 func (b *budget) frame(ctx context.Context, n int) (*frame, error) {
 	if !b.sem.TryAcquire(int64(n)) {
 		b.held.Inc()
-		if err := b.sem.Acquire(ctx, int64(n)); err != nil {
+		if err := b.wait(ctx, n); err != nil {
 			return nil, err
 		}
 	}
@@ -84,6 +89,33 @@ func (b *budget) frame(ctx context.Context, n int) (*frame, error) {
 		whole = &buf
 	}
 	return &frame{b: (*whole)[:n], budget: b, pool: pool, whole: whole}, nil
+}
+
+func (b *budget) wait(ctx context.Context, n int) error {
+	got := make(chan struct{})
+	defer close(got)
+	go func() {
+		tick := time.NewTicker(relieveInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				b.relieve()
+			case <-got:
+				return
+			}
+		}
+	}()
+	return b.sem.Acquire(ctx, int64(n))
+}
+
+// grab takes n bytes if they can be had at once.
+func (b *budget) grab(n int) bool {
+	if !b.sem.TryAcquire(int64(n)) {
+		return false
+	}
+	b.used.Add(float64(n))
+	return true
 }
 
 func (b *budget) release(n int) {

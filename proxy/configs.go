@@ -47,7 +47,7 @@ func (c *conn) describeConfigs(r *request) error {
 		return nil
 	}
 	replaceBody(r, req)
-	r.answer = rewrite(c, r, kmsg.NewPtrDescribeConfigsResponse, func(resp *kmsg.DescribeConfigsResponse) error {
+	r.answer = rewrite(kmsg.NewPtrDescribeConfigsResponse, func(resp *kmsg.DescribeConfigsResponse) error {
 		for i := range resp.Resources {
 			resp.Resources[i].ResourceName = names.back(resp.Resources[i].ResourceName)
 		}
@@ -68,7 +68,7 @@ func (c *conn) compacts(kind kmsg.ConfigResourceType, topic, config string, valu
 	if kind != kmsg.ConfigResourceTypeTopic || config != "cleanup.policy" || value == nil || !strings.Contains(*value, "compact") {
 		return refusal{}, false
 	}
-	placement, _ := c.place(topic)
+	placement, _ := c.place(c.present, topic)
 	if placement.Tier != tiers.Diskless {
 		return refusal{}, false
 	}
@@ -105,7 +105,7 @@ resources:
 	req.Resources = kept
 	if changed {
 		replaceBody(r, req)
-		r.answer = rewrite(c, r, kmsg.NewPtrAlterConfigsResponse, func(resp *kmsg.AlterConfigsResponse) error {
+		r.answer = rewrite(kmsg.NewPtrAlterConfigsResponse, func(resp *kmsg.AlterConfigsResponse) error {
 			for i := range resp.Resources {
 				resp.Resources[i].ResourceName = names.back(resp.Resources[i].ResourceName)
 			}
@@ -153,7 +153,7 @@ resources:
 	req.Resources = kept
 	if changed {
 		replaceBody(r, req)
-		r.answer = rewrite(c, r, kmsg.NewPtrIncrementalAlterConfigsResponse, func(resp *kmsg.IncrementalAlterConfigsResponse) error {
+		r.answer = rewrite(kmsg.NewPtrIncrementalAlterConfigsResponse, func(resp *kmsg.IncrementalAlterConfigsResponse) error {
 			for i := range resp.Resources {
 				resp.Resources[i].ResourceName = names.back(resp.Resources[i].ResourceName)
 			}

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"encoding/binary"
 	"time"
 
@@ -11,9 +10,13 @@ import (
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
-// Produce (0), v3–v13: rewritten. The version never changes: v12 adds
+// Produce (0), v0–v13: rewritten. The version never changes: v12 adds
 // partitions to the transaction implicitly and v13 names topics by id.
 //
+//   - v0–v2 carry message sets of magic 0 and 1, which stay inline. Brokers from
+//     4.0 on take no such request, but advertise them, because librdkafka
+//     concludes from their absence that nothing else works (KAFKA-18659): the
+//     broker's own minimum is passed on, and the broker answers.
 //   - Each partition is routed by its topic's class, whatever listener it
 //     arrived on. A batch of a diskless topic goes to object storage first; the
 //     request waits, and then takes a placeholder upstream in its place. The
@@ -24,18 +27,19 @@ import (
 //   - v13: ids become names by Metadata asked on the client's own connection;
 //     an id that the broker does not know is forwarded for it to answer.
 //   - acks=0: durable, then forwarded; no answer.
-//   - Nothing goes to object storage before the broker has answered something
-//     on this connection that takes a login, where logins are asked for: else
-//     whoever reaches the port could fill the bucket.
 //   - Answers: CurrentLeader and NodeEndpoints (v10+, KIP-951) are mapped
 //     together. INVALID_RECORD for a placeholder of ours means that the topic
 //     has become compacted: the client's own batch was valid, so it is told
-//     KAFKA_STORAGE_ERROR, which it retries.
+//     KAFKA_STORAGE_ERROR, which it retries; below v4, which does not know that
+//     one, NOT_LEADER_OR_FOLLOWER.
 
 const (
 	errInvalidRecord      = 87
 	errKafkaStorageError  = 56
-	produceEndpointsSince = 10
+	errNotLeader          = 6
+	disklessSince         = 3  // record batches, of which placeholders are made
+	storageErrorSince     = 4  // clients know KAFKA_STORAGE_ERROR
+	produceEndpointsSince = 10 // KIP-951
 )
 
 // offloaded is a partition of a Produce that is on its way into an object.
@@ -46,8 +50,19 @@ type offloaded struct {
 	placeholder bool
 }
 
+// is reports whether an answer is about this partition.
+func (o *offloaded) is(p wire.ProduceResultPartition, version int16) bool {
+	if o.ProducePartition.Partition != p.Partition {
+		return false
+	}
+	if version >= wire.ProduceTopicIDs {
+		return o.TopicID == p.TopicID
+	}
+	return o.topic == string(p.Topic)
+}
+
 func (c *conn) produce(r *request) error {
-	view := &c.view
+	view := &c.produced
 	if err := wire.ParseProduce(view, r.in.b, r.body, r.version); err != nil {
 		return err
 	}
@@ -58,7 +73,26 @@ func (c *conn) produce(r *request) error {
 			return c.refuseReserved(r)
 		}
 	}
-	var offloads []*offloaded
+	if r.version >= disklessSince && c.p.opt.Router().HasDiskless() {
+		if r.version >= wire.ProduceTopicIDs {
+			if err := c.learnProduced(view); err != nil {
+				return err
+			}
+		}
+		c.offload(r, view)
+	}
+	if r.offloads != nil || r.version >= produceEndpointsSince {
+		r.answer = (*conn).produceAnswer
+	}
+	return nil
+}
+
+// offload begins to store the batches of diskless topics.
+func (c *conn) offload(r *request, view *wire.Produce) {
+	interested := c.present
+	if r.silent {
+		interested = c.ctx
+	}
 	var producer *tiers.Producer // nil for one that waits for no answer
 	var number uint64
 	var last struct {
@@ -66,30 +100,22 @@ func (c *conn) produce(r *request) error {
 		placement tiers.Placement
 		facts     tiers.TopicFacts
 	}
-	for i, p := range view.Partitions {
+	for _, p := range view.Partitions {
 		if p.From == p.To {
 			continue
 		}
-		topic, err := c.producedTopic(r, view, i)
-		if err != nil {
-			r.in.forget() // offloads before this one may still read it
-			return err
-		}
+		topic := c.producedTopic(&p, r.version)
 		if topic == "" {
 			continue
 		}
 		if topic != last.topic {
 			last.topic = topic
-			last.placement, last.facts = c.place(topic)
+			last.placement, last.facts = c.place(interested, topic)
 		}
 		if last.placement.Tier != tiers.Diskless {
 			continue
 		}
-		if err := c.awaitWelcome(); err != nil {
-			r.in.forget()
-			return err
-		}
-		if offloads == nil {
+		if r.offloads == nil {
 			r.wait(1) // this loop; so that it is not ready before all are counted
 			if !r.silent {
 				r.offloading = true
@@ -98,82 +124,59 @@ func (c *conn) produce(r *request) error {
 		}
 		r.pending.Add(1)
 		o := &offloaded{ProducePartition: p, topic: topic}
-		o.Offload = c.p.opt.Payloads.Offload(c.ctx, tiers.OffloadRequest{
+		r.offloads = append(r.offloads, o)
+		o.Offload = c.p.opt.Payloads.Offload(interested, tiers.OffloadRequest{
 			Class:           last.placement.Class,
 			TopicPartition:  tiers.TopicPartition{Topic: topic, Partition: p.Partition},
-			Batch:           sent[p.From:p.To],
+			Batch:           r.in.b[p.From:p.To],
 			MaxMessageBytes: last.facts.MaxMessageBytes,
 			Timeout:         time.Duration(view.TimeoutMillis) * time.Millisecond,
 			ProduceVersion:  r.version,
 			Producer:        producer,
 			Request:         number,
 		}, r.done)
-		offloads = append(offloads, o)
 	}
-	if offloads != nil {
-		r.prepare = func() error { c.placePlaceholders(r, offloads); return nil }
+	if r.offloads != nil {
+		r.prepare = (*conn).placePlaceholders
 		r.done()
 		c.p.opt.Payloads.Offered(producer)
 	}
-	if offloads != nil || r.version >= produceEndpointsSince {
-		r.answer = func(in *frame) ([][]byte, error) { return c.produceAnswer(r, in, offloads) }
-	}
-	return nil
 }
 
-// awaitWelcome returns once the broker has answered a question of ours on the
-// client's connection; it hangs up on one that has not logged in. Only the
-// reader calls it.
-func (c *conn) awaitWelcome() error {
-	if c.welcome {
+// learnProduced has the names of a request's topic ids learnt, and waits for
+// them: nothing can be routed before. It asks once; an id that the broker does
+// not know is then left for it to refuse.
+func (c *conn) learnProduced(view *wire.Produce) error {
+	var unknown [][16]byte
+	for i, p := range view.Partitions {
+		if i > 0 && p.TopicID == view.Partitions[i-1].TopicID {
+			continue
+		}
+		if !c.p.topics.Contains(p.TopicID) {
+			unknown = append(unknown, p.TopicID)
+		}
+	}
+	if len(unknown) == 0 {
 		return nil
 	}
-	const version = 4 // every broker has it that has Produce v3
-	req := kmsg.NewPtrMetadataRequest()
-	req.SetVersion(version)
-	req.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
-	req.AllowAutoTopicCreation = false
-	answered := make(chan error, 1)
-	if err := c.ask(req, func(_ kmsg.Response, err error) { answered <- err }); err != nil {
-		return err
-	}
-	select {
-	case err := <-answered:
-		c.welcome = err == nil
-		return err
-	case <-c.ctx.Done():
-		return context.Cause(c.ctx)
-	}
+	return c.askTopics(unknown, true)
 }
 
 // producedTopic is the name of a partition's topic, or "" when the broker does
 // not know the id.
-func (c *conn) producedTopic(r *request, view *wire.Produce, i int) (string, error) {
-	p := &view.Partitions[i]
-	if r.version < 13 {
-		return c.name(p.Topic), nil
-	}
-	if name, ok := c.p.topics.Get(p.TopicID); ok {
-		return name, nil
-	}
-	var unknown [][16]byte
-	for _, q := range view.Partitions[i:] {
-		if _, ok := c.p.topics.Get(q.TopicID); !ok && (len(unknown) == 0 || unknown[len(unknown)-1] != q.TopicID) {
-			unknown = append(unknown, q.TopicID)
-		}
-	}
-	if err := c.askTopics(unknown, true); err != nil {
-		return "", err
+func (c *conn) producedTopic(p *wire.ProducePartition, version int16) string {
+	if version < wire.ProduceTopicIDs {
+		return c.name(p.Topic)
 	}
 	name, _ := c.p.topics.Get(p.TopicID)
-	return name, nil
+	return name
 }
 
 // placePlaceholders puts what the diskless tier made of its batches in their
 // places.
-func (c *conn) placePlaceholders(r *request, offloads []*offloaded) {
-	edits := make([]wire.Edit, 0, len(offloads))
-	for _, o := range offloads {
+func (c *conn) placePlaceholders(r *request) {
+	edits := make([]wire.Edit, 0, len(r.offloads))
+	for _, o := range r.offloads {
 		res := o.Result()
 		if res.Records == nil {
 			continue
@@ -186,7 +189,7 @@ func (c *conn) placePlaceholders(r *request, offloads []*offloaded) {
 	}
 }
 
-func (c *conn) produceAnswer(r *request, in *frame, offloads []*offloaded) ([][]byte, error) {
+func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 	body, err := wire.ResponseBody(in.b, r.api.responseFlexible(r.version))
 	if err != nil {
 		return nil, err
@@ -198,7 +201,7 @@ func (c *conn) produceAnswer(r *request, in *frame, offloads []*offloaded) ([][]
 	for _, p := range result.Partitions {
 		if p.LeaderAt > 0 {
 			topic, ok := string(p.Topic), true
-			if r.version >= 13 {
+			if r.version >= wire.ProduceTopicIDs {
 				topic, ok = c.p.topics.Get(p.TopicID)
 			}
 			c.mapLeader(in.b[p.LeaderAt:], topic, ok)
@@ -206,13 +209,18 @@ func (c *conn) produceAnswer(r *request, in *frame, offloads []*offloaded) ([][]
 		if p.Error != errInvalidRecord {
 			continue
 		}
-		for _, o := range offloads {
-			if o.placeholder && o.ProducePartition.Partition == p.Partition && (r.version >= 13 && o.TopicID == p.TopicID || r.version < 13 && o.topic == string(p.Topic)) {
-				c.p.opt.Brokers.Invalidate(o.topic)
-				binary.BigEndian.PutUint16(in.b[p.ErrorAt:], errKafkaStorageError)
-				c.p.warn(c.log).Str("topic", o.topic).Int32("partition", p.Partition).
-					Msg("the broker refused a placeholder; the topic's configuration is read again and the client retries")
+		for _, o := range r.offloads {
+			if !o.placeholder || !o.is(p, r.version) {
+				continue
 			}
+			c.p.opt.Brokers.Invalidate(o.topic)
+			code := uint16(errKafkaStorageError)
+			if r.version < storageErrorSince {
+				code = errNotLeader
+			}
+			binary.BigEndian.PutUint16(in.b[p.ErrorAt:], code)
+			c.p.warn(c.log).Str("topic", o.topic).Int32("partition", p.Partition).
+				Msg("the broker refused a placeholder; the topic's configuration is read again and the client retries")
 		}
 	}
 	if !result.Endpoints {
@@ -223,33 +231,15 @@ func (c *conn) produceAnswer(r *request, in *frame, offloads []*offloaded) ([][]
 		return nil, err
 	}
 	var nodes []kmsg.ProduceResponseBroker
+	twins := c.p.opt.Router().HasDiskless()
 	for _, b := range resp.Brokers {
-		for _, id := range c.p.identities(b.NodeID, c.p.opt.Router().HasDiskless()) {
-			if port, ok := c.p.port(id); ok {
-				b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
-				nodes = append(nodes, b)
-			}
-		}
+		c.p.eachAddress(b.NodeID, twins, func(id, port int32) {
+			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
+			nodes = append(nodes, b)
+		})
 	}
 	resp.Brokers = nodes
 	return [][]byte{encodeResponse(r, resp)}, nil
-}
-
-// mapLeader translates a CurrentLeader's leader id, at b, for the tier that the
-// topic is in. A topic whose name is not known is told no leader at all: the
-// client then asks for Metadata.
-func (c *conn) mapLeader(b []byte, topic string, known bool) {
-	leader := int32(binary.BigEndian.Uint32(b))
-	if leader < 0 || !c.p.opt.Router().HasDiskless() {
-		return
-	}
-	if !known {
-		binary.BigEndian.PutUint32(b, ^uint32(0))
-		return
-	}
-	if c.shown(topic) == tiers.Diskless {
-		binary.BigEndian.PutUint32(b, uint32(disklessID(leader)))
-	}
 }
 
 // refuseReserved answers a Produce whose records pretend to be placeholders.

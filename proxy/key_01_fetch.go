@@ -30,7 +30,11 @@ import (
 //   - A partition whose placeholder cannot be resolved, now or ever, is
 //     answered KAFKA_STORAGE_ERROR with no records; the others are unharmed. A
 //     placeholder is never passed on and nothing is ever skipped. No partition
-//     is ever dropped from an answer: Java's client would discard it all.
+//     is ever dropped from an answer: Java's client would discard it all. To
+//     v5 and below, which do not know that error, it is NOT_LEADER_OR_FOLLOWER,
+//     as brokers do it.
+//   - A topic id whose name is not known is asked for again before the client's
+//     next Fetch, so that its retry succeeds.
 //   - CurrentLeader and NodeEndpoints (v12+, v16+; KIP-951) are mapped together.
 
 const (
@@ -42,6 +46,9 @@ const (
 	// maxFetchPartitions bounds what is remembered of a connection's partitions.
 	maxFetchPartitions = 100_000
 	errClusterAuth     = 31
+	// fetchStorageErrorSince is the first version whose clients know
+	// KAFKA_STORAGE_ERROR.
+	fetchStorageErrorSince = 6
 )
 
 // fetchKey names a partition as the connection's Fetch version does.
@@ -51,18 +58,27 @@ type fetchKey struct {
 	partition int32
 }
 
+// fetchLimits are the client's own limits, by which its answer is cut.
+type fetchLimits struct {
+	request   int32
+	partition int32 // where the partition's own is not known
+	diskless  bool  // state is kept of the partitions
+}
+
 // fetchState is what a connection's fetches teach about its partitions.
 type fetchState struct {
 	mu         sync.Mutex
-	diskless   bool // the session, or the listener, concerns diskless topics
-	partMax    int32
+	diskless   bool  // the session, or the listener, concerns diskless topics
+	partMax    int32 // the least limit of a partition in the last request that named any
 	turn       uint64
 	partitions map[fetchKey]*fetchPartition
+	nameless   map[[16]byte]struct{} // topic ids to be asked for
 }
 
 type fetchPartition struct {
-	served    uint64 // turn at which it last got records
+	served    uint64 // turn at which it last had its chance
 	expansion int32  // hydrated bytes per fetched byte, 1 after an inline batch
+	max       int32  // the client's own limit, 0 when not known
 }
 
 func (s *fetchState) partition(k fetchKey) *fetchPartition {
@@ -77,6 +93,19 @@ func (s *fetchState) partition(k fetchKey) *fetchPartition {
 	return p
 }
 
+// askLater remembers an id whose name is needed. The responder must not ask: it
+// would wait for a broker that waits for it.
+func (s *fetchState) askLater(id [16]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nameless == nil {
+		s.nameless = make(map[[16]byte]struct{})
+	}
+	if len(s.nameless) < maxAsked {
+		s.nameless[id] = struct{}{}
+	}
+}
+
 func shrink(limit, expansion int32) int32 {
 	if limit <= minUpstream {
 		// A limit below a placeholder's own size would hide a batch that fits.
@@ -86,100 +115,112 @@ func shrink(limit, expansion int32) int32 {
 }
 
 func (c *conn) fetch(r *request) error {
-	req := kmsg.NewPtrFetchRequest()
-	if err := decodeRequest(r, req); err != nil {
+	view := &c.fetched
+	if err := wire.ParseFetch(view, r.in.b, r.body, r.version); err != nil {
 		return err
 	}
-	if req.ReplicaID >= 0 || req.ReplicaState.ID >= 0 {
-		return c.refuseReplica(r, req)
+	if view.ReplicaID >= 0 {
+		return c.refuseReplica(r)
 	}
-	if r.version >= 13 {
-		if err := c.learnFetched(req); err != nil {
-			return err
-		}
+	diskless, err := c.fetchesDiskless(view, r.version)
+	if err != nil {
+		return err
 	}
-	partMax, maxBytes := int32(0), req.MaxBytes
+	frame := r.in.b
+	r.answer = (*conn).fetchAnswer
+	r.limits.request = getInt32(frame, view.MaxAt)
+
 	s := &c.fetchState
-	diskless := c.diskless || c.fetchesDiskless(r, req)
 	s.mu.Lock()
-	if r.version < 7 || req.SessionEpoch <= 0 {
+	defer s.mu.Unlock()
+	if view.Session <= 0 { // the request names all that it concerns
 		s.diskless = false
-		if req.SessionEpoch == 0 {
+		if view.Session == 0 {
 			s.partitions = nil
 		}
 	}
 	s.diskless = s.diskless || diskless
-	for _, t := range req.Topics {
-		for _, p := range t.Partitions {
-			partMax = max(partMax, p.PartitionMaxBytes)
+	for i := range view.Partitions {
+		if limit := getInt32(frame, view.Partitions[i].MaxAt); i == 0 || limit < s.partMax {
+			s.partMax = limit
 		}
 	}
-	if partMax > 0 {
-		s.partMax = partMax
+	r.limits.partition, r.limits.diskless = s.partMax, s.diskless
+	if !s.diskless {
+		return nil
 	}
-	partMax = s.partMax
-	if s.diskless {
-		least := int32(firstExpansion)
-		for i := range req.Topics {
-			t := &req.Topics[i]
-			for j := range t.Partitions {
-				p := &t.Partitions[j]
-				state := s.partition(fetchKey{t.Topic, t.TopicID, p.Partition})
-				p.PartitionMaxBytes = shrink(p.PartitionMaxBytes, state.expansion)
-			}
-		}
-		for _, state := range s.partitions {
-			least = min(least, state.expansion)
-		}
-		req.MaxBytes = shrink(req.MaxBytes, least)
-		req.MinBytes = min(req.MinBytes, 1)
-		if c.diskless {
-			req.Rack = ""
-		}
-		replaceBody(r, req)
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
+		state := s.partition(fetchKey{c.name(p.Topic), p.TopicID, p.Partition})
+		state.max = getInt32(frame, p.MaxAt)
+		putInt32(frame, p.MaxAt, shrink(state.max, state.expansion))
 	}
-	s.mu.Unlock()
-	r.answer = func(in *frame) ([][]byte, error) { return c.fetchAnswer(r, in, int(maxBytes), int(partMax)) }
+	least := int32(firstExpansion)
+	for _, state := range s.partitions {
+		least = min(least, state.expansion)
+	}
+	putInt32(frame, view.MaxAt, shrink(r.limits.request, least))
+	putInt32(frame, view.MinAt, min(getInt32(frame, view.MinAt), 1))
+	if c.diskless && view.RackEnd-view.RackAt > 2 {
+		none := []byte{0, 0}
+		if r.version >= wire.FetchFlexible {
+			none = []byte{1}
+		}
+		r.out, _ = wire.Splice(frame, []wire.Edit{{From: view.RackAt, To: view.RackEnd, With: [][]byte{none}}})
+	}
 	return nil
 }
 
-// fetchesDiskless reports whether a request names a topic of the diskless tier.
-func (c *conn) fetchesDiskless(r *request, req *kmsg.FetchRequest) bool {
-	if !c.p.opt.Router().HasDiskless() {
-		return false
-	}
-	for _, t := range req.Topics {
-		topic, ok := t.Topic, true
-		if r.version >= 13 {
-			topic, ok = c.p.topics.Get(t.TopicID)
-		}
-		if !ok {
+func getInt32(b []byte, at int) int32    { return int32(binary.BigEndian.Uint32(b[at:])) }
+func putInt32(b []byte, at int, v int32) { binary.BigEndian.PutUint32(b[at:], uint32(v)) }
+
+// fetchesDiskless reports whether a request concerns the diskless tier, by its
+// topics or its listener. Topic ids that are not known yet are asked for. It
+// need not wait: the broker answers in order, so the names precede the records.
+func (c *conn) fetchesDiskless(view *wire.Fetch, version int16) (bool, error) {
+	router := c.p.opt.Router()
+	diskless := c.diskless
+	var unknown [][16]byte
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
+		if i > 0 && p.TopicID == view.Partitions[i-1].TopicID && string(p.Topic) == string(view.Partitions[i-1].Topic) {
 			continue
 		}
-		if c.p.opt.Router().Place(topic, tiers.TopicFacts{Known: true}).Tier == tiers.Diskless {
-			return true
+		var topic string
+		if version < wire.FetchTopicIDs {
+			if diskless || !router.HasDiskless() {
+				break
+			}
+			topic = c.name(p.Topic)
+		} else if name, ok := c.p.topics.Get(p.TopicID); ok {
+			topic = name
+		} else {
+			unknown = append(unknown, p.TopicID)
+			continue
+		}
+		diskless = diskless || router.Place(topic, tiers.TopicFacts{Known: true}).Tier == tiers.Diskless
+	}
+	s := &c.fetchState
+	s.mu.Lock()
+	for id := range s.nameless {
+		if !c.p.topics.Contains(id) {
+			unknown = append(unknown, id)
 		}
 	}
-	return false
-}
-
-// learnFetched asks for the names of topic ids that are not known yet. It need
-// not wait: the broker answers in order, so the names precede the records.
-func (c *conn) learnFetched(req *kmsg.FetchRequest) error {
-	var unknown [][16]byte
-	for _, t := range req.Topics {
-		if _, ok := c.p.topics.Get(t.TopicID); !ok {
-			unknown = append(unknown, t.TopicID)
-		}
-	}
+	s.nameless = nil
+	s.mu.Unlock()
 	if len(unknown) == 0 {
-		return nil
+		return diskless, nil
 	}
-	return c.askTopics(unknown, false)
+	return diskless, c.askTopics(unknown, false)
 }
 
 // refuseReplica answers a Fetch that pretends to be a follower's.
-func (c *conn) refuseReplica(r *request, req *kmsg.FetchRequest) error {
+func (c *conn) refuseReplica(r *request) error {
+	req := kmsg.NewPtrFetchRequest()
+	if err := decodeRequest(r, req); err != nil {
+		return err
+	}
 	resp := kmsg.NewPtrFetchResponse()
 	for _, t := range req.Topics {
 		topic := kmsg.NewFetchResponseTopic()
@@ -202,13 +243,14 @@ type hydration struct {
 	part   *wire.FetchResultPartition
 	state  *fetchPartition
 	served uint64
+	max    int
 	topic  string
 	pieces []tiers.Piece // what the client gets
 	bytes  [][]byte
 	failed bool
 }
 
-func (c *conn) fetchAnswer(r *request, in *frame, maxBytes, partMax int) ([][]byte, error) {
+func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 	body, err := wire.ResponseBody(in.b, r.api.responseFlexible(r.version))
 	if err != nil {
 		return nil, err
@@ -230,16 +272,21 @@ func (c *conn) fetchAnswer(r *request, in *frame, maxBytes, partMax int) ([][]by
 		}
 		if !c.p.opt.Payloads.Candidate(in.b[p.From:p.To]) {
 			plain += p.To - p.From
-			c.sawInline(p)
+			if r.limits.diskless {
+				c.sawInline(p)
+			}
 			continue
 		}
 		topic, ok := c.fetchedTopic(r, p)
+		if !ok {
+			c.fetchState.askLater(p.TopicID)
+		}
 		work = append(work, &hydration{part: p, topic: topic, failed: !ok})
 	}
 	if len(work) == 0 && !view.Endpoints {
 		return nil, nil
 	}
-	edits := c.hydrate(in, work, r.version >= wire.FetchFlexible, maxBytes, partMax, plain)
+	edits := c.hydrate(r, in, work, plain)
 	if view.Endpoints {
 		tags, err := c.fetchEndpoints(r, in, view)
 		if err != nil {
@@ -252,7 +299,7 @@ func (c *conn) fetchAnswer(r *request, in *frame, maxBytes, partMax int) ([][]by
 }
 
 func (c *conn) fetchedTopic(r *request, p *wire.FetchResultPartition) (string, bool) {
-	if r.version < 13 {
+	if r.version < wire.FetchTopicIDs {
 		return string(p.Topic), true
 	}
 	return c.p.topics.Get(p.TopicID)
@@ -264,9 +311,6 @@ func (c *conn) sawInline(p *wire.FetchResultPartition) {
 	s := &c.fetchState
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.diskless {
-		return
-	}
 	state := s.partition(fetchKey{string(p.Topic), p.TopicID, p.Partition})
 	state.expansion = 1
 	s.turn++
@@ -275,28 +319,25 @@ func (c *conn) sawInline(p *wire.FetchResultPartition) {
 
 // hydrate decides what each partition may give within the client's limits,
 // loads it, and says what to replace in the frame.
-func (c *conn) hydrate(in *frame, work []*hydration, flexible bool, maxBytes, partMax, used int) []wire.Edit {
+func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wire.Edit {
 	s := &c.fetchState
 	s.mu.Lock()
 	for _, h := range work {
 		h.state = s.partition(fetchKey{string(h.part.Topic), h.part.TopicID, h.part.Partition})
-		h.served = h.state.served
+		h.served, h.max = h.state.served, int(h.state.max)
+		if h.max <= 0 {
+			h.max = int(r.limits.partition)
+		}
 	}
 	s.mu.Unlock()
 	turn := slices.Clone(work)
 	slices.SortStableFunc(turn, func(a, b *hydration) int { return cmp.Compare(a.served, b.served) })
 
-	budget := maxBytes
-	if budget <= 0 || budget > c.p.limits.FetchBytes {
-		budget = c.p.limits.FetchBytes
-	}
-	if partMax <= 0 {
-		partMax = budget
-	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.p.limits.HydrateTimeout)
+	ctx, cancel := context.WithTimeout(c.present, c.p.limits.HydrateTimeout)
 	defer cancel()
 	var loads errgroup.Group
 	loads.SetLimit(c.p.limits.HydrateConcurrency)
+	budget := min(int(r.limits.request), c.p.limits.FetchBytes)
 	first := true
 	for _, h := range turn {
 		if h.failed || used >= budget && !first {
@@ -309,7 +350,9 @@ func (c *conn) hydrate(in *frame, work []*hydration, flexible bool, maxBytes, pa
 		size := 0
 		for i, piece := range pieces {
 			n := piece.Size()
-			if (size+n > partMax || used+n > budget) && !first {
+			// The very first batch is given whatever its size; so a partition
+			// whose next batch is larger than its limit waits for its turn.
+			if !first && (size+n > h.max || used+n > budget || !r.hold(c.p.responses, n)) {
 				break
 			}
 			first = false
@@ -328,23 +371,29 @@ func (c *conn) hydrate(in *frame, work []*hydration, flexible bool, maxBytes, pa
 		if h.failed {
 			h.bytes = nil
 			c.p.metrics.storageErrors.Inc()
-			binary.BigEndian.PutUint16(in.b[h.part.ErrorAt:], errKafkaStorageError)
+			code := uint16(errKafkaStorageError)
+			if r.version < fetchStorageErrorSince {
+				code = errNotLeader
+			}
+			binary.BigEndian.PutUint16(in.b[h.part.ErrorAt:], code)
 		}
-		if len(h.bytes) > 0 {
+		if h.failed || len(h.bytes) > 0 {
+			// One that cannot be read has had its chance too: it must not keep
+			// the room of the others.
 			s.turn++
 			h.state.served = s.turn
 		}
 		for _, b := range h.bytes {
 			c.p.metrics.hydratedBytes.Add(float64(len(b)))
 		}
-		edits = append(edits, wire.RecordsEdit(h.part.LenAt, h.part.To, flexible, h.bytes...))
+		edits = append(edits, wire.RecordsEdit(h.part.LenAt, h.part.To, r.version >= wire.FetchFlexible, h.bytes...))
 	}
 	return edits
 }
 
 // learnExpansion remembers how much a partition's batches grew.
 func (c *conn) learnExpansion(h *hydration, pieces []tiers.Piece, fetched int) {
-	if len(pieces) == 0 || fetched == 0 {
+	if len(pieces) == 0 {
 		return
 	}
 	expansion, size := int32(1), 0
@@ -384,13 +433,12 @@ func (c *conn) fetchEndpoints(r *request, in *frame, view *wire.FetchResult) (wi
 		return wire.Edit{}, err
 	}
 	bare.UnknownTags = resp.UnknownTags
+	twins := c.p.opt.Router().HasDiskless()
 	for _, b := range resp.Brokers {
-		for _, id := range c.p.identities(b.NodeID, c.p.opt.Router().HasDiskless()) {
-			if port, ok := c.p.port(id); ok {
-				b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
-				bare.Brokers = append(bare.Brokers, b)
-			}
-		}
+		c.p.eachAddress(b.NodeID, twins, func(id, port int32) {
+			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
+			bare.Brokers = append(bare.Brokers, b)
+		})
 	}
 	bare.SetVersion(r.version)
 	const untilTags = 4 + 2 + 4 + 1 // throttle time, error, session, no topics

@@ -1,7 +1,7 @@
 package proxy
 
 import (
-	"sync"
+	"context"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/errgroup"
@@ -23,7 +23,7 @@ import (
 // The request passes unchanged.
 
 func (c *conn) metadata(r *request) error {
-	r.answer = rewrite(c, r, kmsg.NewPtrMetadataResponse, func(resp *kmsg.MetadataResponse) error {
+	r.answer = rewrite(kmsg.NewPtrMetadataResponse, func(resp *kmsg.MetadataResponse) error {
 		c.p.learn(resp)
 		c.mapMetadata(resp)
 		return nil
@@ -35,14 +35,10 @@ func (c *conn) mapMetadata(resp *kmsg.MetadataResponse) {
 	twins := c.p.opt.Router().HasDiskless()
 	brokers := make([]kmsg.MetadataResponseBroker, 0, 2*len(resp.Brokers))
 	for _, b := range resp.Brokers {
-		for _, id := range c.p.identities(b.NodeID, twins) {
-			port, ok := c.p.port(id)
-			if !ok {
-				break
-			}
+		c.p.eachAddress(b.NodeID, twins, func(id, port int32) {
 			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
 			brokers = append(brokers, b)
-		}
+		})
 	}
 	resp.Brokers = brokers
 	if !twins {
@@ -81,6 +77,8 @@ const placeConcurrency = 64
 func (c *conn) placeAll(topics []kmsg.MetadataResponseTopic) []tiers.Tier {
 	placed := make([]tiers.Tier, len(topics))
 	router := c.p.opt.Router()
+	ctx, cancel := context.WithTimeout(c.present, c.p.limits.FactsTimeout) // for all of them
+	defer cancel()
 	var asked errgroup.Group
 	asked.SetLimit(placeConcurrency)
 	for i, t := range topics {
@@ -92,31 +90,12 @@ func (c *conn) placeAll(topics []kmsg.MetadataResponseTopic) []tiers.Tier {
 			continue
 		}
 		asked.Go(func() error {
-			placed[i] = c.shown(name)
+			placed[i] = c.shown(ctx, name)
 			return nil
 		})
 	}
 	_ = asked.Wait()
 	return placed
-}
-
-// identities are the ids under which clients know a broker.
-func (p *Proxy) identities(node int32, twins bool) []int32 {
-	if twins {
-		return []int32{node, disklessID(node)}
-	}
-	return []int32{node}
-}
-
-// port is where clients reach an id; it counts and logs the ids that the
-// configuration left out.
-func (p *Proxy) port(id int32) (int32, bool) {
-	port, ok := p.opt.Layout.Port(id)
-	if !ok {
-		p.metrics.unmapped.Inc()
-		p.warn(p.log).Int32("node", realID(id)).Msg("a broker's id is outside listen.node_ids: clients cannot reach it; widen the range on every replica")
-	}
-	return port, ok
 }
 
 // learn remembers the topic ids of an answer.
@@ -129,42 +108,4 @@ func (p *Proxy) learn(resp *kmsg.MetadataResponse) {
 			p.topics.Add(t.TopicID, *t.Topic)
 		}
 	}
-}
-
-// askVersion is the first version of Metadata in which brokers look topics up
-// by id. Every broker that speaks topic ids in Produce or Fetch has it.
-const askVersion = 12
-
-func topicsByID(ids [][16]byte) *kmsg.MetadataRequest {
-	req := kmsg.NewPtrMetadataRequest()
-	req.SetVersion(askVersion)
-	req.AllowAutoTopicCreation = false
-	for _, id := range ids {
-		t := kmsg.NewMetadataRequestTopic()
-		t.TopicID = id
-		req.Topics = append(req.Topics, t)
-	}
-	return req
-}
-
-// askTopics has the names of topic ids learnt on the client's own connection,
-// so that the broker decides what this principal may know. The answer precedes
-// those of all later requests. wait says whether to wait for it.
-func (c *conn) askTopics(ids [][16]byte, wait bool) error {
-	answered := make(chan struct{})
-	var once sync.Once
-	err := c.ask(topicsByID(ids), func(resp kmsg.Response, err error) {
-		if m, ok := resp.(*kmsg.MetadataResponse); ok && err == nil {
-			c.p.learn(m)
-		}
-		once.Do(func() { close(answered) })
-	})
-	if err != nil || !wait {
-		return err
-	}
-	select {
-	case <-answered:
-	case <-c.ctx.Done():
-	}
-	return nil
 }

@@ -11,7 +11,7 @@ import "github.com/twmb/franz-go/pkg/kmsg"
 const errCoordinatorNotAvailable = 15
 
 func (c *conn) findCoordinator(r *request) error {
-	r.answer = rewrite(c, r, kmsg.NewPtrFindCoordinatorResponse, func(resp *kmsg.FindCoordinatorResponse) error {
+	r.answer = rewrite(kmsg.NewPtrFindCoordinatorResponse, func(resp *kmsg.FindCoordinatorResponse) error {
 		if resp.Version <= 3 {
 			c.mapCoordinator(&resp.NodeID, &resp.Host, &resp.Port, &resp.ErrorCode)
 		}

@@ -9,7 +9,7 @@ import "github.com/twmb/franz-go/pkg/kmsg"
 //   - A broker whose id is outside listen.node_ids is left out.
 
 func (c *conn) describeCluster(r *request) error {
-	r.answer = rewrite(c, r, kmsg.NewPtrDescribeClusterResponse, func(resp *kmsg.DescribeClusterResponse) error {
+	r.answer = rewrite(kmsg.NewPtrDescribeClusterResponse, func(resp *kmsg.DescribeClusterResponse) error {
 		kept := resp.Brokers[:0]
 		for _, b := range resp.Brokers {
 			port, ok := c.p.port(b.NodeID)

@@ -1,22 +1,15 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
-	"net"
 	"sync/atomic"
 	"time"
-
-	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
-// request is one request on its way through a connection.
+// request is one request on its way through a connection. Fields up to silent
+// are the reader's and the forward step's; the responder must not look at
+// them, for it may answer before the write that forwarded the request returns.
 type request struct {
-	api           *API
-	version       int16
-	correlationID int32
-	received      time.Time
-
 	in   *frame // the client's frame; nil for a request of our own
 	body int    // where the body begins in it
 
@@ -27,16 +20,25 @@ type request struct {
 	// forwarding.
 	ready   chan struct{}
 	pending atomic.Int32
-	prepare func() error
-	// local, when set, is the answer: nothing goes upstream.
-	local []byte
+	prepare func(*conn, *request)
 	// silent requests have no answer (Produce with acks=0).
 	silent bool
-	// offloading requests are counted by the connection's producer.
-	offloading bool
+
+	api           *API
+	version       int16
+	correlationID int32
+	received      time.Time
+	offloads      []*offloaded // Produce
+	offloading    bool         // the connection's producer counts it
+	limits        fetchLimits  // Fetch
+
+	hydrated int // bytes of the answer that are held beside its frame
+
+	// local, when set, is the answer: nothing goes upstream.
+	local []byte
 	// answer turns the broker's answer into the client's; nil relays it. A nil
 	// result means that the frame, perhaps patched in place, goes out as it is.
-	answer func(*frame) ([][]byte, error)
+	answer func(*conn, *request, *frame) ([][]byte, error)
 	// internal takes the answer to a request of our own; the client never
 	// sees it.
 	internal func(*frame, error)
@@ -67,6 +69,17 @@ func (r *request) isReady() bool {
 	}
 }
 
+// hold takes room for n bytes of the answer, until it is written, or says that
+// there is none: memory is short, so the answer becomes shorter. It never
+// waits, for it holds the room of the frame.
+func (r *request) hold(b *budget, n int) bool {
+	if !b.grab(n) {
+		return false
+	}
+	r.hydrated += n
+	return true
+}
+
 // submit hands a request to the forward step. Only the reader calls it. When
 // nothing is queued before it, it is forwarded right here, without another
 // goroutine: the low-latency path.
@@ -92,6 +105,7 @@ func (c *conn) forwarder() {
 	for {
 		c.queueMu.Lock()
 		if len(c.queue) == 0 {
+			c.queue = nil
 			c.forwarding = false
 			c.queueIdle.Broadcast()
 			c.queueMu.Unlock()
@@ -102,21 +116,17 @@ func (c *conn) forwarder() {
 		c.queue = c.queue[1:]
 		c.queueMu.Unlock()
 
+		wanted := c.present
+		if r.silent {
+			wanted = c.ctx
+		}
 		if r.ready != nil {
-			if r.silent {
-				select {
-				case <-r.ready:
-				case <-c.ctx.Done():
-				}
-			} else {
-				select {
-				case <-r.ready:
-				case <-c.gone:
-				case <-c.ctx.Done():
-				}
+			select {
+			case <-r.ready:
+			case <-wanted.Done():
 			}
 		}
-		if !r.isReady() || c.isGone() && !r.silent || c.ctx.Err() != nil {
+		if !r.isReady() || wanted.Err() != nil {
 			c.drop(r)
 			continue
 		}
@@ -130,200 +140,60 @@ func (c *conn) forwarder() {
 func (c *conn) drop(r *request) {
 	c.p.metrics.dropped.Inc()
 	r.in.forget()
+	c.giveBack(r)
+}
+
+// giveBack returns what a request that will not be answered holds of limits.
+func (c *conn) giveBack(r *request) {
+	r.in.release()
+	r.in, r.out = nil, nil
 	c.finish(r)
 }
 
-// finish gives back what a request holds of the connection's limits.
+// finish returns what a request holds until it is answered or given up.
 func (c *conn) finish(r *request) {
-	r.in.release()
 	if r.offloading {
 		c.producer.End()
 	}
-	if r.internal == nil {
-		<-c.slots
-	}
+	<-c.slots
 }
 
 // forward sends one request upstream, or its local answer to the client, and
-// notes what is expected back. Callers are never concurrent, requests of our
-// own excepted.
+// notes what is expected back. Callers are never concurrent.
 func (c *conn) forward(r *request) error {
 	if r.prepare != nil {
-		if err := r.prepare(); err != nil {
-			c.finish(r)
-			return err
-		}
+		r.prepare(c, r)
 	}
 	if r.local != nil {
-		return c.answerHere(r)
+		c.answerHere(r)
+		return nil
 	}
-	upstream, err := c.dialOnce()
-	if err != nil {
-		c.finish(r)
+	if err := c.dialOnce(); err != nil {
+		c.giveBack(r)
 		return err
 	}
 	c.upstreamMu.Lock()
 	defer c.upstreamMu.Unlock()
-	in, out := r.in, r.out
 	if r.silent {
-		defer c.finish(r)
 		c.sentSilent = true
 	} else {
-		// The answer needs nothing of the request's bytes, and may come, and
-		// the responder finish r, before the write has returned.
-		r.in, r.out = nil, nil
-		defer in.release()
 		c.expect(r)
 	}
-	if out != nil {
-		buffers := net.Buffers(out)
-		_, err = buffers.WriteTo(upstream)
+	var err error
+	if r.out != nil {
+		_, err = c.toBroker.writeAll(r.out)
 	} else {
-		_, err = upstream.Write(in.b)
+		_, err = c.toBroker.writeOne(r.in.b)
+	}
+	// The answer needs nothing of the request's bytes.
+	r.in.release()
+	r.in, r.out = nil, nil
+	if r.silent {
+		c.finish(r)
 	}
 	if err != nil {
-		return fmt.Errorf("writing to broker: %w", err)
+		return brokerError{fmt.Errorf("writing to broker: %w", err)}
 	}
 	c.p.metrics.forwarded.Inc()
-	return nil
-}
-
-// expect queues r for the responder. Answers come in the order of requests,
-// so the queue's head is always the next.
-func (c *conn) expect(r *request) {
-	c.expectedMu.Lock()
-	c.expected = append(c.expected, r)
-	c.expectedMu.Unlock()
-}
-
-// answerHere queues a local answer, or writes it when nothing is before it.
-// Local answers are written under expectedMu, which keeps them in order; they
-// are small, and a client that does not read them only stops itself.
-func (c *conn) answerHere(r *request) error {
-	c.expectedMu.Lock()
-	defer c.expectedMu.Unlock()
-	c.expected = append(c.expected, r)
-	if len(c.expected) > 1 {
-		return nil
-	}
-	return c.writeLocal()
-}
-
-// writeLocal writes local answers from the head of the queue until there is a
-// request that the broker answers. expectedMu is held.
-func (c *conn) writeLocal() error {
-	for len(c.expected) > 0 && c.expected[0].local != nil {
-		r := c.expected[0]
-		c.expected[0] = nil
-		c.expected = c.expected[1:]
-		err := c.writeClient([][]byte{r.local})
-		c.p.metrics.answered(r)
-		c.finish(r)
-		if err != nil {
-			return err
-		}
-	}
-	if len(c.expected) == 0 {
-		c.expected = c.expected[:0:cap(c.expected)]
-	}
-	return nil
-}
-
-var errUnexpectedAnswer = errors.New("the broker answered a request that was not sent")
-
-// responder reads the broker's answers and hands each to the client.
-func (c *conn) responder(upstream net.Conn) error {
-	in := newFrameReader(upstream, c.p.limits.MaxFrameBytes, c.p.responses)
-	for {
-		resp, err := in.next(c.ctx, nil)
-		if err != nil {
-			return fmt.Errorf("reading from broker: %w", err)
-		}
-		if err := c.respond(resp); err != nil {
-			resp.release()
-			return err
-		}
-		resp.release()
-	}
-}
-
-func (c *conn) respond(resp *frame) error {
-	if len(resp.b) < wire.SizePrefix+4 {
-		return fmt.Errorf("answer from broker: %w", wire.ErrMalformed)
-	}
-	c.expectedMu.Lock()
-	if len(c.expected) == 0 {
-		c.expectedMu.Unlock()
-		return errUnexpectedAnswer
-	}
-	r := c.expected[0] // stays at the head until written: nobody overtakes it
-	c.expectedMu.Unlock()
-	if got := wire.CorrelationID(resp.b); got != r.correlationID {
-		return fmt.Errorf("%w: correlation id %d, expected %d (%s v%d)", errUnexpectedAnswer, got, r.correlationID, r.api.Name, r.version)
-	}
-	var err error
-	switch {
-	case r.internal != nil:
-		r.internal(resp, nil)
-	default:
-		out := [][]byte{resp.b}
-		if r.answer != nil {
-			replaced, err := r.answer(resp)
-			if err != nil {
-				return fmt.Errorf("answer of %s v%d: %w", r.api.Name, r.version, err)
-			}
-			if replaced != nil {
-				out = replaced
-			}
-		}
-		if !c.isGone() {
-			err = c.writeClient(out)
-		}
-		c.p.metrics.answered(r)
-	}
-	c.expectedMu.Lock()
-	defer c.expectedMu.Unlock()
-	c.expected[0] = nil
-	c.expected = c.expected[1:]
-	c.finish(r)
-	if err != nil {
-		return err
-	}
-	return c.writeLocal()
-}
-
-// writeChunk is how much is written under one deadline, so that a slow client
-// has to make progress, not to finish.
-const writeChunk = 1 << 20
-
-// writeClient writes one whole answer. A client that takes no byte for
-// WriteTimeout is given up: it holds an answer in memory.
-func (c *conn) writeClient(out [][]byte) error {
-	n := 0
-	for len(out) > 0 {
-		// As many whole slices as fit a chunk go into one vectored write.
-		var batch net.Buffers
-		size := 0
-		for len(out) > 0 && size < writeChunk {
-			b := out[0]
-			if len(b) > writeChunk-size {
-				b = b[:writeChunk-size]
-				out[0] = out[0][len(b):]
-			} else {
-				out = out[1:]
-			}
-			batch = append(batch, b)
-			size += len(b)
-		}
-		if err := c.client.SetWriteDeadline(time.Now().Add(c.p.limits.WriteTimeout)); err != nil {
-			return err
-		}
-		wrote, err := batch.WriteTo(c.client)
-		n += int(wrote)
-		c.p.metrics.clientBytes.Add(float64(wrote))
-		if err != nil {
-			return fmt.Errorf("writing to client: %w", err)
-		}
-	}
 	return nil
 }

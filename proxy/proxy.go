@@ -33,6 +33,8 @@ type Limits struct {
 	IdleTimeout         time.Duration // between requests
 	FrameTimeout        time.Duration // from a frame's first byte to its last
 	WriteTimeout        time.Duration // for a client to take any byte of an answer
+	StallTimeout        time.Duration // the same, and for the rest of a frame, while others wait for memory
+	BrokerWriteTimeout  time.Duration // for a broker to take any byte of a request; it reads nothing while it throttles
 	DialTimeout         time.Duration // to connect to a broker
 	FactsTimeout        time.Duration // to learn a topic's configuration
 	HydrateTimeout      time.Duration // to read the objects of one Fetch answer
@@ -54,6 +56,8 @@ func DefaultLimits() Limits {
 		IdleTimeout:         11 * time.Minute, // the broker's connections.max.idle.ms, and a little
 		FrameTimeout:        time.Minute,
 		WriteTimeout:        11 * time.Minute, // a consumer that pauses legitimately leaves its answer unread
+		StallTimeout:        10 * time.Second,
+		BrokerWriteTimeout:  2 * time.Minute,
 		DialTimeout:         10 * time.Second,
 		FactsTimeout:        2 * time.Second,
 		HydrateTimeout:      20 * time.Second, // below the clients' request.timeout.ms of 30 s
@@ -75,6 +79,8 @@ func (l Limits) withDefaults() Limits {
 	def(&l.IdleTimeout, d.IdleTimeout)
 	def(&l.FrameTimeout, d.FrameTimeout)
 	def(&l.WriteTimeout, d.WriteTimeout)
+	def(&l.StallTimeout, d.StallTimeout)
+	def(&l.BrokerWriteTimeout, d.BrokerWriteTimeout)
 	def(&l.DialTimeout, d.DialTimeout)
 	def(&l.FactsTimeout, d.FactsTimeout)
 	def(&l.HydrateTimeout, d.HydrateTimeout)
@@ -157,8 +163,8 @@ func New(opt Options) (*Proxy, error) {
 		conns:    make(map[*conn]struct{}),
 		perIP:    make(map[string]int),
 	}
-	p.requests = newBudget(p.limits.RequestBytes, p.metrics.frameBytes.WithLabelValues("request"), p.metrics.frameWaits.WithLabelValues("request"))
-	p.responses = newBudget(p.limits.ResponseBytes, p.metrics.frameBytes.WithLabelValues("response"), p.metrics.frameWaits.WithLabelValues("response"))
+	p.requests = newBudget(p.limits.RequestBytes, p.metrics.frameBytes.WithLabelValues("request"), p.metrics.frameWaits.WithLabelValues("request"), func() { p.cutStalled(func(c *conn) *stall { return &c.filling }) })
+	p.responses = newBudget(p.limits.ResponseBytes, p.metrics.frameBytes.WithLabelValues("response"), p.metrics.frameWaits.WithLabelValues("response"), func() { p.cutStalled(func(c *conn) *stall { return &c.toClient.stall }) })
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	if err := p.listen(AnyBroker, opt.Bootstrap); err != nil {
 		p.closeListeners()
@@ -271,6 +277,19 @@ func (p *Proxy) warn(l zerolog.Logger) *zerolog.Event {
 		return nil
 	}
 	return l.Warn()
+}
+
+// cutStalled ends the connections that have held memory for StallTimeout
+// without moving, while others wait for it. They reconnect when they can.
+func (p *Proxy) cutStalled(of func(*conn) *stall) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	limit := time.Now().Add(-p.limits.StallTimeout)
+	for c := range p.conns {
+		if of(c).before(limit) {
+			go c.lose(errStalled) // closing may take a while under TLS
+		}
+	}
 }
 
 // Addr is where the bootstrap listener listens.

@@ -4,10 +4,14 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
@@ -18,13 +22,12 @@ const readBuffer = 4096
 
 // frameReader cuts a connection into frames.
 type frameReader struct {
-	r      *bufio.Reader
-	max    int
-	budget *budget
+	r   *bufio.Reader
+	max int
 }
 
-func newFrameReader(c net.Conn, maxFrame int, b *budget) *frameReader {
-	return &frameReader{r: bufio.NewReaderSize(c, readBuffer), max: maxFrame, budget: b}
+func newFrameReader(c net.Conn, maxFrame int) frameReader {
+	return frameReader{r: bufio.NewReaderSize(c, readBuffer), max: maxFrame}
 }
 
 // FrameTooLargeError is a frame length that no honest peer sends, or that the
@@ -38,36 +41,120 @@ func (e *FrameTooLargeError) Error() string {
 	return fmt.Sprintf("frame of %d bytes: the limit is %d (limits.frame_bytes); or this is not a Kafka client", e.Size, e.Max)
 }
 
-// next reads one frame. begun is called once its first bytes are there.
-func (f *frameReader) next(ctx context.Context, begun func()) (*frame, error) {
+// await waits for the next frame to begin and returns its whole size. It takes
+// nothing off the connection.
+func (f frameReader) await() (int, error) {
 	size, err := f.r.Peek(wire.SizePrefix)
 	if err != nil {
 		if err == io.EOF && len(size) > 0 {
 			err = io.ErrUnexpectedEOF
 		}
-		return nil, err
+		return 0, err
 	}
 	n := int32(binary.BigEndian.Uint32(size))
 	if n < 4 || int64(n) > int64(f.max) {
-		return nil, &FrameTooLargeError{Size: n, Max: f.max}
+		return 0, &FrameTooLargeError{Size: n, Max: f.max}
 	}
-	if begun != nil {
-		begun()
-	}
-	fr, err := f.budget.frame(ctx, int(n)+wire.SizePrefix)
+	return int(n) + wire.SizePrefix, nil
+}
+
+// fill reads the frame that await announced, and releases it on an error.
+func (f frameReader) fill(fr *frame) error {
+	_, err := io.ReadFull(f.r, fr.b)
 	if err != nil {
-		return nil, err
-	}
-	if _, err := io.ReadFull(f.r, fr.b); err != nil {
 		fr.release()
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return nil, err
 	}
-	return fr, nil
+	return err
 }
 
-// deadlines of a client connection: a frame that has begun must end soon, the
-// next one may take as long as a broker would wait.
 func (c *conn) readDeadline(d time.Duration) { _ = c.client.SetReadDeadline(time.Now().Add(d)) }
+
+// read takes frames from the client until it ends. A frame's first bytes are
+// waited for before anything else, so that a client that leaves is noticed
+// however many of its requests are in flight.
+func (c *conn) read() error {
+	in := newFrameReader(c.client, c.p.limits.MaxFrameBytes)
+	idle := c.p.limits.FirstRequestTimeout
+	for {
+		c.readDeadline(idle)
+		if c.p.stopping.Load() {
+			return errShutdown
+		}
+		n, err := in.await()
+		if err != nil {
+			return c.readError(err)
+		}
+		select {
+		case c.slots <- struct{}{}:
+		case <-c.present.Done():
+			return context.Cause(c.present)
+		}
+		f, err := c.p.requests.frame(c.present, n)
+		if err != nil {
+			<-c.slots
+			return err
+		}
+		// From here on, the client is the one to be waited for.
+		c.readDeadline(c.p.limits.FrameTimeout)
+		c.filling.begin(time.Now())
+		err = in.fill(f)
+		c.filling.end()
+		if err != nil {
+			<-c.slots
+			return c.readError(err)
+		}
+		idle = c.p.limits.IdleTimeout
+		if err := c.accept(f); err != nil {
+			return err
+		}
+	}
+}
+
+// readError tells a reader that Shutdown woke from one whose client was slow.
+func (c *conn) readError(err error) error {
+	if c.p.stopping.Load() && errors.Is(err, os.ErrDeadlineExceeded) {
+		return errShutdown
+	}
+	return err
+}
+
+// accept decides what happens to one frame.
+func (c *conn) accept(f *frame) error {
+	r := &request{in: f, received: time.Now()}
+	if len(f.b) < wire.MinRequest {
+		c.giveBack(r)
+		return wire.ErrMalformed
+	}
+	var key int16
+	key, r.version, r.correlationID = wire.PeekRequest(f.b)
+	r.api = c.p.apis.find(key)
+	if r.api == nil {
+		c.giveBack(r)
+		return fmt.Errorf("%w: API key %d (%s)", errRefused, key, kmsg.NameForKey(key))
+	}
+	c.p.metrics.request(r)
+	if r.version < r.api.Min || r.version > r.api.Max {
+		if key == apiVersionsKey {
+			r.local = unsupportedAPIVersions(r)
+			return c.submit(r)
+		}
+		c.giveBack(r)
+		return fmt.Errorf("%w: %s v%d; v%d to v%d were offered", errRefused, r.api.Name, r.version, r.api.Min, r.api.Max)
+	}
+	h, err := wire.ParseRequestHeader(f.b, r.version >= r.api.flexible)
+	if err != nil {
+		c.giveBack(r)
+		return err
+	}
+	r.body = h.Body
+	if r.api.handle != nil {
+		if err := r.api.handle(c, r); err != nil {
+			c.giveBack(r)
+			return fmt.Errorf("%s v%d: %w", r.api.Name, r.version, err)
+		}
+	}
+	return c.submit(r)
+}

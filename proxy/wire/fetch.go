@@ -1,5 +1,114 @@
 package wire
 
+const (
+	// FetchFlexible is the first version of Fetch in KIP-482's encoding.
+	FetchFlexible = 12
+	// FetchTopicIDs is the first that names topics by id (KIP-516).
+	FetchTopicIDs = 13
+	// fetchSessions is the first with sessions (KIP-227).
+	fetchSessions = 7
+	// fetchReplicaState is the first that names the replica in a tagged field.
+	fetchReplicaState = 15
+)
+
+// Fetch is a view of a Fetch request, v4 to v18: what routing needs, and where
+// its limits lie in the frame.
+type Fetch struct {
+	ReplicaID       int32 // below zero for a consumer
+	MinAt, MaxAt    int   // the request's min_bytes and max_bytes, int32
+	Session         int32 // epoch: 0 begins a session, -1 is none, which it is below v7 too
+	Partitions      []FetchPartition
+	RackAt, RackEnd int // the rack with its length; equal when there is none (below v11)
+}
+
+// FetchPartition is one partition of a Fetch request.
+type FetchPartition struct {
+	Topic     []byte   // v4–v12; aliases the frame
+	TopicID   [16]byte // v13+
+	Partition int32
+	MaxAt     int // its max_bytes, int32
+}
+
+// ParseFetch walks the body of a Fetch request. It reuses f.Partitions.
+func ParseFetch(f *Fetch, frame []byte, body int, version int16) error {
+	flexible := version >= FetchFlexible
+	r := Reader{B: frame, Off: body}
+	*f = Fetch{Partitions: f.Partitions[:0], ReplicaID: -1, Session: -1}
+	if version < fetchReplicaState {
+		f.ReplicaID = r.Int32()
+	}
+	r.Skip(4) // max wait
+	f.MinAt = r.Off
+	r.Skip(4)
+	f.MaxAt = r.Off
+	r.Skip(4 + 1) // and isolation level
+	if version >= fetchSessions {
+		r.Skip(4) // session id
+		f.Session = r.Int32()
+	}
+	for topics := r.ArrayLen(flexible, 3); topics > 0 && r.Err == nil; topics-- {
+		var part FetchPartition
+		part.Topic, part.TopicID = r.fetchTopic(version)
+		for n := r.ArrayLen(flexible, 16); n > 0 && r.Err == nil; n-- {
+			part.Partition = r.Int32()
+			if version >= 9 {
+				r.Skip(4) // current leader epoch
+			}
+			r.Skip(8) // fetch offset
+			if version >= 12 {
+				r.Skip(4) // last fetched epoch
+			}
+			if version >= 5 {
+				r.Skip(8) // log start offset
+			}
+			part.MaxAt = r.Off
+			r.Skip(4)
+			if flexible {
+				r.Tags(nil)
+			}
+			f.Partitions = append(f.Partitions, part)
+		}
+		if flexible {
+			r.Tags(nil)
+		}
+	}
+	if version >= fetchSessions { // forgotten topics
+		for topics := r.ArrayLen(flexible, 3); topics > 0 && r.Err == nil; topics-- {
+			r.fetchTopic(version)
+			if n := r.ArrayLen(flexible, 4); n > 0 {
+				r.Skip(4 * n)
+			}
+			if flexible {
+				r.Tags(nil)
+			}
+		}
+	}
+	f.RackAt, f.RackEnd = r.Off, r.Off
+	if version >= 11 {
+		r.String(flexible)
+		f.RackEnd = r.Off
+	}
+	if flexible {
+		r.Tags(func(tag uint32, from, to int) {
+			if tag == 1 && version >= fetchReplicaState && to-from >= 4 {
+				state := Reader{B: frame, Off: from}
+				f.ReplicaID = state.Int32()
+			}
+		})
+	}
+	if r.Err == nil && r.Off != len(frame) {
+		return ErrMalformed
+	}
+	return r.Err
+}
+
+func (r *Reader) fetchTopic(version int16) (name []byte, id [16]byte) {
+	if version >= FetchTopicIDs {
+		return nil, r.UUID()
+	}
+	return r.String(version >= FetchFlexible), id
+}
+
 // FetchResult is a view of a Fetch response, v4 to v18: where each partition's
 // records, and what else may need patching, lie in the frame.
 type FetchResult struct {
@@ -19,25 +128,18 @@ type FetchResultPartition struct {
 	From, To  int // the records
 }
 
-// FetchFlexible is the first version of Fetch in KIP-482's encoding.
-const FetchFlexible = 12
-
 // ParseFetchResult walks the body of a Fetch response. It reuses f.Partitions.
 func ParseFetchResult(f *FetchResult, frame []byte, body int, version int16) error {
 	flexible := version >= FetchFlexible
 	r := Reader{B: frame, Off: body}
 	*f = FetchResult{Partitions: f.Partitions[:0]}
 	r.Skip(4) // throttle time
-	if version >= 7 {
+	if version >= fetchSessions {
 		r.Skip(2 + 4) // error code, session id
 	}
 	for topics := r.ArrayLen(flexible, 3); topics > 0 && r.Err == nil; topics-- {
 		var part FetchResultPartition
-		if version >= 13 {
-			part.TopicID = r.UUID()
-		} else {
-			part.Topic = r.String(flexible)
-		}
+		part.Topic, part.TopicID = r.fetchTopic(version)
 		for n := r.ArrayLen(flexible, 24); n > 0 && r.Err == nil; n-- {
 			part.Partition = r.Int32()
 			part.ErrorAt = r.Off

@@ -1,9 +1,8 @@
 package wire
 
-// Produce is a view of a Produce request, v3 to v13: what routing needs, and
+// Produce is a view of a Produce request, v0 to v13: what routing needs, and
 // where each partition's records lie in the frame.
 type Produce struct {
-	Version       int16
 	Transactional bool
 	Acks          int16
 	TimeoutMillis int32
@@ -12,28 +11,31 @@ type Produce struct {
 
 // ProducePartition is one partition of a Produce request.
 type ProducePartition struct {
-	Topic     []byte   // v3–v12; aliases the frame
+	Topic     []byte   // v0–v12; aliases the frame
 	TopicID   [16]byte // v13+
 	Partition int32
 	LenAt     int // where the records' length field begins
 	From, To  int // the records; From == To when they are null or empty
 }
 
-// ProduceFlexible is the first version of Produce in KIP-482's encoding.
-const ProduceFlexible = 9
+const (
+	// ProduceFlexible is the first version of Produce in KIP-482's encoding.
+	ProduceFlexible = 9
+	// ProduceTopicIDs is the first that names topics by id (KIP-516).
+	ProduceTopicIDs = 13
+)
 
 // ParseProduce walks the body of a Produce request. It reuses p.Partitions.
 func ParseProduce(p *Produce, frame []byte, body int, version int16) error {
 	flexible := version >= ProduceFlexible
 	r := Reader{B: frame, Off: body}
-	p.Version = version
 	p.Partitions = p.Partitions[:0]
-	p.Transactional = r.String(flexible) != nil
+	p.Transactional = version >= 3 && r.String(flexible) != nil
 	p.Acks = r.Int16()
 	p.TimeoutMillis = r.Int32()
 	for topics := r.ArrayLen(flexible, 3); topics > 0 && r.Err == nil; topics-- {
 		var part ProducePartition
-		if version >= 13 {
+		if version >= ProduceTopicIDs {
 			part.TopicID = r.UUID()
 		} else {
 			part.Topic = r.String(flexible)
@@ -81,24 +83,27 @@ type ProduceResultPartition struct {
 	LeaderAt  int // CurrentLeader's leader id, int32; 0 when absent
 }
 
-// ParseProduceResult walks the body of a Produce response, v3 to v13.
+// ParseProduceResult walks the body of a Produce response, v0 to v13.
 func ParseProduceResult(p *ProduceResult, frame []byte, body int, version int16) error {
 	flexible := version >= ProduceFlexible
 	r := Reader{B: frame, Off: body}
 	*p = ProduceResult{Partitions: p.Partitions[:0]}
 	for topics := r.ArrayLen(flexible, 3); topics > 0 && r.Err == nil; topics-- {
 		var part ProduceResultPartition
-		if version >= 13 {
+		if version >= ProduceTopicIDs {
 			part.TopicID = r.UUID()
 		} else {
 			part.Topic = r.String(flexible)
 		}
-		for n := r.ArrayLen(flexible, 22); n > 0 && r.Err == nil; n-- {
+		for n := r.ArrayLen(flexible, 14); n > 0 && r.Err == nil; n-- {
 			part.Partition = r.Int32()
 			part.ErrorAt = r.Off
 			part.Error = r.Int16()
 			part.LeaderAt = 0
-			r.Skip(8 + 8) // base offset, log append time
+			r.Skip(8) // base offset
+			if version >= 2 {
+				r.Skip(8) // log append time
+			}
 			if version >= 5 {
 				r.Skip(8) // log start offset
 			}
@@ -125,7 +130,9 @@ func ParseProduceResult(p *ProduceResult, frame []byte, body int, version int16)
 			r.Tags(nil)
 		}
 	}
-	r.Skip(4) // throttle time
+	if version >= 1 {
+		r.Skip(4) // throttle time
+	}
 	if flexible {
 		p.TagsFrom = r.Off
 		r.Tags(func(tag uint32, _, _ int) { p.Endpoints = p.Endpoints || (tag == 0 && version >= 10) })

@@ -1,0 +1,81 @@
+package proxy
+
+import (
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// Requests of our own on a client's connection, so that the broker answers them
+// as the client's principal.
+
+// ownCorrelationID marks them. A client may use it too: answers are told apart
+// by their order.
+const ownCorrelationID = -1
+
+// ask sends a request. then runs in the responder, or with an error when the
+// connection ends first. Only the reader asks.
+func (c *conn) ask(req kmsg.Request, then func(kmsg.Response, error)) error {
+	if err := c.dialOnce(); err != nil {
+		return err
+	}
+	r := &request{api: c.p.apis.find(req.Key()), version: req.GetVersion(), correlationID: ownCorrelationID, received: time.Now()}
+	r.internal = func(f *frame, err error) {
+		if err != nil {
+			then(nil, err)
+			return
+		}
+		resp := req.ResponseKind()
+		then(resp, decodeResponse(r, f, resp))
+	}
+	out := kmsg.NewRequestFormatter(kmsg.FormatterClientID("sluice")).AppendRequest(nil, req, ownCorrelationID)
+	c.upstreamMu.Lock()
+	defer c.upstreamMu.Unlock()
+	c.expect(r)
+	if _, err := c.toBroker.writeOne(out); err != nil {
+		return brokerError{err}
+	}
+	return nil
+}
+
+// askVersion is the first version of Metadata in which brokers look topics up
+// by id. Every broker that speaks topic ids in Produce or Fetch has it.
+const askVersion = 12
+
+// maxAsked bounds the ids of one question; what is left over is asked with the
+// client's next request.
+const maxAsked = 10_000
+
+func topicsByID(ids [][16]byte) *kmsg.MetadataRequest {
+	req := kmsg.NewPtrMetadataRequest()
+	req.SetVersion(askVersion)
+	req.AllowAutoTopicCreation = false
+	for _, id := range ids[:min(len(ids), maxAsked)] {
+		t := kmsg.NewMetadataRequestTopic()
+		t.TopicID = id
+		req.Topics = append(req.Topics, t)
+	}
+	return req
+}
+
+// askTopics has the names of topic ids learnt. The answer precedes those of all
+// later requests. wait says whether to wait for it.
+func (c *conn) askTopics(ids [][16]byte, wait bool) error {
+	answered := make(chan struct{})
+	var once sync.Once
+	err := c.ask(topicsByID(ids), func(resp kmsg.Response, err error) {
+		if m, ok := resp.(*kmsg.MetadataResponse); ok && err == nil {
+			c.p.learn(m)
+		}
+		once.Do(func() { close(answered) })
+	})
+	if err != nil || !wait {
+		return err
+	}
+	select {
+	case <-answered:
+	case <-c.present.Done():
+	}
+	return nil
+}
