@@ -38,6 +38,7 @@ func TestSlowClientsAreClosed(t *testing.T) {
 				if took := time.Since(began); took != tc.after {
 					t.Errorf("closed after %v, want %v", took, tc.after)
 				}
+				synctest.Wait()
 				if n := r.sum("sluice_proxy_timeouts_total"); n != 1 {
 					t.Errorf("%v timeouts counted, want 1", n)
 				}

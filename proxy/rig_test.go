@@ -67,8 +67,19 @@ func (s *syncBuffer) String() string {
 // inBubble runs a test on fake time; it fails when a goroutine is left over.
 func inBubble(t *testing.T, limits proxy.Limits, fn func(r *rig)) {
 	t.Helper()
+	inBubbleWith(t, limits, true, fn)
+}
+
+// inBubbleWith says whether some rule leads to a diskless class.
+func inBubbleWith(t *testing.T, limits proxy.Limits, diskless bool, fn func(r *rig)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, limits, true)
+		r := newRig(t, limits, diskless)
+		defer func() { // a test that gives up leaves no goroutine either
+			ended, end := context.WithCancel(context.Background())
+			end()
+			_ = r.proxy.Shutdown(ended)
+		}()
 		fn(r)
 		r.stop(time.Minute)
 	})
