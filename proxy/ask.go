@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -37,6 +38,30 @@ func (c *conn) ask(req kmsg.Request, then func(kmsg.Response, error)) error {
 		return brokerError{err}
 	}
 	return nil
+}
+
+// awaitWelcome returns once the broker has answered a question of ours on the
+// client's connection; it hangs up on one that has not logged in.
+func (c *conn) awaitWelcome() error {
+	if c.welcome {
+		return nil
+	}
+	const version = 4 // every broker has it that has Produce v3
+	req := kmsg.NewPtrMetadataRequest()
+	req.SetVersion(version)
+	req.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
+	req.AllowAutoTopicCreation = false
+	answered := make(chan error, 1)
+	if err := c.ask(req, func(_ kmsg.Response, err error) { answered <- err }); err != nil {
+		return err
+	}
+	select {
+	case err := <-answered:
+		c.welcome = err == nil
+		return err
+	case <-c.present.Done():
+		return context.Cause(c.present)
+	}
 }
 
 // askVersion is the first version of Metadata in which brokers look topics up

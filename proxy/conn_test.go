@@ -167,6 +167,7 @@ func TestAnswersKeepTheOrderOfRequests(t *testing.T) {
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		c, b := r.pair(on(true))
 		c.ask(1, produce(9, -1, [2]string{cold, "one"}))
+		b.welcome()
 		c.ask(2, produce(9, -1, [2]string{cold, "two"}))
 		c.ask(3, heartbeat())
 		list := kmsg.NewPtrListGroupsRequest() // answered by the proxy itself
@@ -249,6 +250,8 @@ func TestShutdownAnswersWhatWasRead(t *testing.T) {
 		half.raw(encode(1, heartbeat())[:9])
 		c.ask(1, heartbeat())
 		c.ask(2, produce(9, 1, [2]string{cold, "one"}))
+		b.reply(heartbeat())
+		b.welcome()
 		offload := r.payloads.offloaded()[0]
 		stopped := make(chan error, 1)
 		go func() {
@@ -261,7 +264,6 @@ func TestShutdownAnswersWhatWasRead(t *testing.T) {
 		if _, err := r.net.dial(context.Background(), anyone, bootstrap); err == nil {
 			t.Error("a connection was accepted during the shutdown")
 		}
-		b.reply(heartbeat())
 		c.expect(1)
 		offload.finish("P1")
 		req := kmsg.NewPtrProduceRequest()
@@ -298,18 +300,21 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 			go c.Write(encode(1, produce(9, 1, [2]string{hot, many})))
 		}},
 		{"the broker does not read, and the forwarder writes", func(r *rig) {
-			c, _ := r.pair(bootstrap)
+			c, b := r.pair(bootstrap)
 			go c.Write(encode(1, produce(9, 1, [2]string{cold, "one"}, [2]string{hot, many})))
+			b.welcome()
 			r.payloads.offloaded()[0].finish("P1")
 		}},
 		{"an object is never durable", func(r *rig) {
-			c, _ := r.pair(bootstrap)
+			c, b := r.pair(bootstrap)
 			c.ask(1, produce(9, 1, [2]string{cold, "one"}))
+			b.welcome()
 			c.ask(2, heartbeat())
 		}},
 		{"an object for a producer without answers is never durable", func(r *rig) {
-			c, _ := r.pair(bootstrap)
+			c, b := r.pair(bootstrap)
 			c.ask(1, produce(9, 0, [2]string{cold, "one"}))
+			b.welcome()
 		}},
 		{"the client does not read", func(r *rig) {
 			c, b := r.pair(bootstrap)
@@ -337,6 +342,10 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 				_, _ = c.Write(encode(1, produce(9, 0, [2]string{hot, many})))
 				c.Close()
 			}()
+		}},
+		{"a login is asked of a broker that does not answer", func(r *rig) {
+			c, _ := r.pair(bootstrap)
+			c.ask(1, produce(9, 1, [2]string{cold, "one"}))
 		}},
 		{"a name is asked of a broker that does not answer", func(r *rig) {
 			c, _ := r.pair(bootstrap)
@@ -480,6 +489,9 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 				const n = 100
 				for i := range int32(n) {
 					c.ask(i, produce(9, 0, [2]string{cold, fmt.Sprint(i)}))
+					if i == 0 {
+						b.welcome()
+					}
 				}
 				c.ask(500, produce(9, 1, [2]string{cold, "answered"})) // a broker would drop it too
 				leave(c)
@@ -511,6 +523,7 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 		inBubble(t, proxy.Limits{DrainTimeout: 20 * time.Second}, func(r *rig) {
 			c, b := r.pair(on(true))
 			c.ask(1, produce(9, 0, [2]string{cold, "x"}))
+			b.welcome()
 			r.payloads.offloaded()
 			c.Close()
 			began := time.Now()
@@ -606,6 +619,23 @@ func TestRequestsAreForwardedByteForByte(t *testing.T) {
 			resp.SetVersion(9)
 			b.respond(int32(i), resp)
 			c.expect(int32(i))
+		}
+	})
+}
+
+func TestNothingIsStoredForAClientThatTheBrokerDoesNotKnow(t *testing.T) {
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		c := r.connect(on(true))
+		c.ask(1, produce(9, 0, [2]string{cold, "x"}))
+		b := r.broker()
+		b.received(kmsg.NewPtrMetadataRequest())
+		if len(r.payloads.offloaded()) > 0 {
+			t.Fatal("a batch was offloaded before the broker has answered anything")
+		}
+		b.Close() // as brokers do that wait for a login
+		c.closed()
+		if len(r.payloads.offloaded()) > 0 {
+			t.Fatal("a batch was offloaded for a client that the broker has hung up on")
 		}
 	})
 }

@@ -27,6 +27,9 @@ import (
 //   - v13: ids become names by Metadata asked on the client's own connection;
 //     an id that the broker does not know is forwarded for it to answer.
 //   - acks=0: durable, then forwarded; no answer.
+//   - Nothing goes to object storage before the broker has answered something
+//     on this connection that takes a login, where logins are asked for: else
+//     whoever reaches the port could fill the bucket.
 //   - Answers: CurrentLeader and NodeEndpoints (v10+, KIP-951) are mapped
 //     together. INVALID_RECORD for a placeholder of ours means that the topic
 //     has become compacted: the client's own batch was valid, so it is told
@@ -79,7 +82,9 @@ func (c *conn) produce(r *request) error {
 				return err
 			}
 		}
-		c.offload(r, view)
+		if err := c.offload(r, view); err != nil {
+			return err
+		}
 	}
 	if r.offloads != nil || r.version >= produceEndpointsSince {
 		r.answer = (*conn).produceAnswer
@@ -87,8 +92,9 @@ func (c *conn) produce(r *request) error {
 	return nil
 }
 
-// offload begins to store the batches of diskless topics.
-func (c *conn) offload(r *request, view *wire.Produce) {
+// offload begins to store the batches of diskless topics. After an error none
+// has been begun.
+func (c *conn) offload(r *request, view *wire.Produce) error {
 	interested := c.present
 	if r.silent {
 		interested = c.ctx
@@ -116,6 +122,9 @@ func (c *conn) offload(r *request, view *wire.Produce) {
 			continue
 		}
 		if r.offloads == nil {
+			if err := c.awaitWelcome(); err != nil {
+				return err
+			}
 			r.wait(1) // this loop; so that it is not ready before all are counted
 			if !r.silent {
 				r.offloading = true
@@ -141,6 +150,7 @@ func (c *conn) offload(r *request, view *wire.Produce) {
 		r.done()
 		c.p.opt.Payloads.Offered(producer)
 	}
+	return nil
 }
 
 // learnProduced has the names of a request's topic ids learnt, and waits for
