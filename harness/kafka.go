@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -265,6 +266,22 @@ func (k *Kafka) Logs(id int32) string { return tail(k.nodes[id].log(), 60) }
 func (k *Kafka) Kill(t testing.TB, id int32) {
 	t.Helper()
 	k.process(id).Kill()
+}
+
+// Freeze stops a broker from running, with its connections open, until Thaw.
+func (k *Kafka) Freeze(t testing.TB, id int32) {
+	t.Helper()
+	if err := k.process(id).Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Thaw lets a frozen broker go on.
+func (k *Kafka) Thaw(t testing.TB, id int32) {
+	t.Helper()
+	if err := k.process(id).Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Stop ends a broker as an operator would.

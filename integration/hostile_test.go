@@ -207,3 +207,52 @@ func neverReads(t *testing.T, bootstrap, topic string) net.Conn {
 	}
 	return conn
 }
+
+// Who comes after the last place is turned away at once; those inside stay, and
+// a place that becomes free is given again.
+func TestConnectionLimits(t *testing.T) {
+	k := sharedKafka(t)
+	for _, limit := range []string{"connections", "connections_per_ip"} {
+		t.Run(limit, func(t *testing.T) {
+			const places = 20
+			var log lines
+			s := startSluice(t, replica{Kafka: k.Bootstrap(), Log: &log, Extra: fmt.Sprintf("limits: { %s: %d }\n", limit, places)})
+			topic := "limits-" + limit + "-control"
+			createTopic(t, s.Bootstrap, topic, 1)
+			h := history.New()
+			l := startLoad(t, h, workload{Bootstrap: s.Bootstrap, Topics: []string{topic}, Partitions: 1, PerSecond: 100})
+			l.awaitMore(10, topic)
+			refused := func() float64 {
+				return s.metric(t, "sluice_proxy_connections_refused_total", "limit", "limits."+limit)
+			}
+			var conns []net.Conn
+			for range 2 * places {
+				conn, err := net.Dial("tcp", s.Bootstrap)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				conns = append(conns, conn)
+			}
+			closed(t, conns[len(conns)-1])
+			if open := s.metric(t, "sluice_proxy_connections"); open != places {
+				t.Errorf("%v connections are open, %d may be", open, places)
+			}
+			if refused() == 0 || !log.has("connection refused", "limits."+limit) {
+				t.Error("neither metric nor log tell of it")
+			}
+			l.awaitMore(50, topic)
+			for _, conn := range conns {
+				_ = conn.Close()
+			}
+			eventually(t, "places are free again", func() (bool, string) {
+				cl := client(t, s.Bootstrap)
+				defer cl.Close()
+				err := cl.Ping(t.Context())
+				return err == nil, fmt.Sprint(err)
+			})
+			l.stop()
+			readAll(t, h, "afterwards", s.Bootstrap, bootstrapOf(k), topic)
+		})
+	}
+}

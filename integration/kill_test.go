@@ -9,8 +9,9 @@ import (
 	"github.com/sluice-kafka/sluice/harness/history"
 )
 
-// An idempotent producer's promise, through the two kills that a proxy can be
-// met by: a broker's and its own. Each is under load on both tiers.
+// An idempotent producer's promise, through what a proxy can be met by: a
+// broker's death and its coma, and its own death. Each is under load on both
+// tiers.
 func TestAcknowledgedOnceInOrderThroughKills(t *testing.T) {
 	k := harness.StartKafka(t, harness.KafkaOptions{})
 	r := replica{Kafka: k.Bootstrap(), Store: s3Store(harness.StartS3(t), "kills")}.withDefaults(t)
@@ -22,17 +23,23 @@ func TestAcknowledgedOnceInOrderThroughKills(t *testing.T) {
 	h := history.New()
 	l := startLoad(t, h, workload{Bootstrap: r.bootstrap(), Topics: topics})
 	live := follow(t, h, "live", r.bootstrap(), nil, topics...)
-	l.awaitMore(300, topics...)
+	l.awaitMore(200, topics...)
 
 	k.Kill(t, 1)
-	l.awaitMore(600, topics...)
+	l.awaitMore(200, topics...)
 	k.Start(t, 1)
-	l.awaitMore(300, topics...)
+	l.awaitMore(200, topics...)
+
+	// Worse than dead: its connections stay open and nothing answers.
+	k.Freeze(t, 2)
+	l.awaitMore(200, topics...)
+	k.Thaw(t, 2)
+	l.awaitMore(200, topics...)
 
 	for range 2 {
 		s.Kill()
 		s = serveFile(t, s.File, s.Admin)
-		l.awaitMore(300, topics...)
+		l.awaitMore(200, topics...)
 	}
 	l.stop()
 	if scrape(t, s.Admin, "sluice_diskless_stored_batches_total") == 0 {
@@ -82,7 +89,7 @@ func TestTwoReplicasBehindABalancer(t *testing.T) {
 		})
 	}
 	a.Kill()
-	l.awaitMore(300, topics...)
+	l.awaitMore(200, topics...)
 	a = serveFile(t, a.File, a.Admin)
 	eventually(t, "the first has clients again", func() (bool, string) {
 		// Those that moved stay where they are; new ones come.
@@ -103,7 +110,7 @@ func TestTwoReplicasBehindABalancer(t *testing.T) {
 	if log := b.Log(t); !strings.Contains(log, `"drained"`) {
 		t.Error("it does not say that it drained")
 	}
-	l.awaitMore(300, topics...)
+	l.awaitMore(200, topics...)
 	l.stop()
 	live.toEnd(bootstrapOf(k), topics...)
 	readAll(t, h, "afterwards", one.bootstrap(), bootstrapOf(k), topics...)

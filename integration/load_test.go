@@ -45,7 +45,7 @@ type workload struct {
 	Topics     []string
 	Partitions int32 // of each topic; 0 is 3
 	Size       int   // of a value; 0 is 1 KiB
-	PerSecond  int   // records, all topics together; 0 is 600
+	PerSecond  int   // records, all topics together; 0 is 300
 	Opts       []kgo.Opt
 }
 
@@ -73,7 +73,7 @@ func startLoad(t testing.TB, h *history.History, w workload) *load {
 		w.Size = 1 << 10
 	}
 	if w.PerSecond == 0 {
-		w.PerSecond = 600
+		w.PerSecond = 300
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{t: t, History: h, cancel: cancel, acked: make(map[string]int), slow: make(map[string]time.Duration)}

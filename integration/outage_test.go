@@ -30,7 +30,7 @@ func TestStoreOutage(t *testing.T) {
 	h := history.New()
 	l := startLoad(t, h, workload{Bootstrap: s.Bootstrap, Topics: topics})
 	tail := follow(t, h, "at the tail", s.Bootstrap, nil, topics...)
-	l.awaitMore(300, topics...)
+	l.awaitMore(200, topics...)
 	// A replica that has nothing in its cache.
 	cold := startSluice(t, replica{Kafka: k.Bootstrap(), Store: store})
 	stored := func() float64 { return s.metric(t, "sluice_diskless_stored_batches_total") }
