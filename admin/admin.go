@@ -32,8 +32,9 @@ const (
 
 // Server is a running admin listener.
 type Server struct {
-	http *http.Server
-	addr net.Addr
+	http   *http.Server
+	addr   net.Addr
+	closed chan struct{} // the listener is
 }
 
 // Start listens at addr. health is asked at every /readyz.
@@ -53,10 +54,11 @@ func Start(addr string, gather prometheus.Gatherer, health func() Health, log ze
 		}
 		_ = json.NewEncoder(w).Encode(h)
 	})
-	s := &Server{addr: l.Addr(), http: &http.Server{
+	s := &Server{addr: l.Addr(), closed: make(chan struct{}), http: &http.Server{
 		Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: maxHeader,
 	}}
 	go func() {
+		defer close(s.closed)
 		if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Error().Err(err).Msg("the admin listener ended")
 		}
@@ -67,10 +69,14 @@ func Start(addr string, gather prometheus.Gatherer, health func() Health, log ze
 // Addr is where it listens.
 func (s *Server) Addr() net.Addr { return s.addr }
 
-// Close stops listening and waits for requests in progress until ctx ends.
+// Close stops listening and waits for requests in progress until ctx ends. The
+// port is free when it returns.
 func (s *Server) Close(ctx context.Context) error {
-	if err := s.http.Shutdown(ctx); err != nil {
-		return errors.Join(fmt.Errorf("admin: %w", err), s.http.Close())
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(fmt.Errorf("admin: %w", err), s.http.Close())
 	}
-	return nil
+	// Shutdown does not know a listener that is only about to be served.
+	<-s.closed
+	return err
 }

@@ -31,7 +31,7 @@ or remote-stored ones in diskless classes) and the stores (a put, get, range and
 conditional put of a small object that is removed again). It changes nothing else,
 but makes the folder of a file:// store when there is none.`,
 		Example: "  sluice check -c sluice.yaml\n  sluice check -c sluice.yaml --live",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(path)
 			if err != nil {

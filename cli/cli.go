@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -46,14 +47,36 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func printProblems(w io.Writer, problems config.Problems) {
 	for _, p := range problems {
-		fmt.Fprintln(w, p)
-		fmt.Fprintln(w)
+		fmt.Fprintf(w, "%s\n\n", strings.TrimRight(p.String(), "\n"))
 	}
 	noun := "problems"
 	if len(problems) == 1 {
 		noun = "problem"
 	}
-	fmt.Fprintf(w, "%d %s; nothing was started\n", len(problems), noun)
+	fmt.Fprintf(w, "%d %s\n", len(problems), noun)
+}
+
+// usage ends a command that was called wrongly, and says where to look.
+func usage(cmd *cobra.Command, err error) error {
+	return fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())
+}
+
+func noArgs(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case cmd.HasSubCommands():
+		return usage(cmd, fmt.Errorf("there is no command %q%s", args[0], didYouMean(cmd, args[0])))
+	}
+	return usage(cmd, fmt.Errorf("%s takes flags only, not %q", cmd.Name(), args[0]))
+}
+
+func didYouMean(cmd *cobra.Command, wrong string) string {
+	cmd.SuggestionsMinimumDistance = 2
+	if like := cmd.SuggestionsFor(wrong); len(like) > 0 {
+		return "; did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return ""
 }
 
 const longHelp = `Sluice stands in front of the Kafka that you already run. Clients change one
@@ -85,10 +108,11 @@ func newRoot() *cobra.Command {
 		Long:          longHelp,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          noArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(usage)
 	root.AddCommand(newServe(), newCheck(), newTopics(), newDev(), newVersion())
 	return root
 }
@@ -97,7 +121,7 @@ func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintf(cmd.OutOrStdout(), "sluice %s %s/%s %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 		},

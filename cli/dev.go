@@ -25,7 +25,7 @@ its class by the rules in DIR/sluice.yaml, which you may change while it runs.
 
 The embedded Kafka is for trying things out; it is not Apache Kafka.`,
 		Example: "  sluice dev\n  sluice dev --demo=false\n  sluice dev --data-dir /tmp/try --port 29092",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Out = cmd.OutOrStdout()
 			if f, ok := o.Out.(*os.File); ok {

@@ -27,11 +27,13 @@ import (
 // not answer.
 func checkCluster(ctx context.Context, r *report, cfg *config.Config) string {
 	opt, err := server.ClusterOptions(cfg, zerolog.Nop(), prometheus.NewRegistry())
-	if !r.check("kafka: settings", err) {
+	if err != nil {
+		r.line(fail, "kafka: settings", err.Error())
 		return ""
 	}
 	cluster, err := lowlatency.New(opt)
-	if !r.check("kafka: client", err) {
+	if err != nil {
+		r.line(fail, "kafka: settings", err.Error())
 		return ""
 	}
 	defer cluster.Close()
@@ -40,11 +42,13 @@ func checkCluster(ctx context.Context, r *report, cfg *config.Config) string {
 	reach, done := context.WithTimeout(ctx, liveTimeout)
 	err = cluster.Refresh(reach)
 	done()
-	if !r.check("kafka: "+strings.Join(cfg.Kafka.Bootstrap, ", ")+" answers", withRemedy(err, "check the addresses, kafka.tls and kafka.sasl, and that this host may connect")) {
+	at := "kafka at " + strings.Join(cfg.Kafka.Bootstrap, ", ")
+	if err != nil {
+		r.line(fail, at, err.Error()+"; check the addresses, kafka.tls and kafka.sasl, and that this host may connect")
 		return ""
 	}
 	brokers := cluster.Brokers()
-	r.line(good, fmt.Sprintf("kafka: cluster %s, %d brokers", cluster.ClusterID(), len(brokers)), "")
+	r.line(good, fmt.Sprintf("%s: cluster %s, %d brokers", at, cluster.ClusterID(), len(brokers)), "")
 	for _, b := range brokers {
 		checkBroker(ctx, r, cfg, cluster, b)
 	}
@@ -55,13 +59,6 @@ func checkCluster(ctx context.Context, r *report, cfg *config.Config) string {
 	checkQuotas(ctx, r, cluster)
 	checkTopics(ctx, r, cfg, cluster, adm)
 	return cluster.ClusterID()
-}
-
-func withRemedy(err error, remedy string) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%w; %s", err, remedy)
 }
 
 func checkBroker(ctx context.Context, r *report, cfg *config.Config, cluster *lowlatency.Cluster, b lowlatency.Broker) {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -30,7 +31,7 @@ changed keys that need a restart. A file with a mistake is refused as a whole.
 Replicas need nothing of each other: give all of them the same file, and put a
 TCP balancer in front of all their ports.`,
 		Example: "  sluice serve -c sluice.yaml",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return serve(cmd.Context(), cmd, path)
 		},
@@ -49,7 +50,13 @@ func serve(ctx context.Context, cmd *cobra.Command, path string) error {
 		return err
 	}
 	s, err := server.Start(ctx, cfg, server.Options{Logger: log})
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		log.Info().Err(err).Msg("stopped before it was ready")
+		return nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("%w; another process has the port: stop it, or change listen and admin in %s on every replica", err, path)
+	case err != nil:
 		return err
 	}
 	event := log.Info().Str("version", version()).Stringer("bootstrap", s.Addr()).Str("cluster", s.Cluster().ClusterID())

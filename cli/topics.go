@@ -30,7 +30,7 @@ func newTopics() *cobra.Command {
 the tier that its payloads go to, and why. A topic of a diskless class may still
 go inline: "compacted: inline", because compaction would destroy placeholders.`,
 		Example: "  sluice topics -c sluice.yaml\n  sluice topics -c sluice.yaml --json | jq '.[] | select(.tier == \"diskless\")'",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := config.Load(path)
 			if err != nil {

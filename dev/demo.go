@@ -87,6 +87,15 @@ func demonstrate(ctx context.Context, o Options, cfg *config.Config, s *server.S
 		}
 		return sizes, nil
 	}
+	// Consumers begin where the topics end now: what earlier starts have left is
+	// not shown again.
+	ends, err := kadm.NewClient(admin).ListEndOffsets(ctx, streams[0].topic, streams[1].topic)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("asking for the topics' ends: %w", err)
+	}
 	before, err := stored()
 	if err != nil {
 		return fmt.Errorf("asking Kafka for its sizes: %w", err)
@@ -101,15 +110,9 @@ func demonstrate(ctx context.Context, o Options, cfg *config.Config, s *server.S
 	defer stopConsuming()
 	var producers, consumers sync.WaitGroup
 	for _, st := range streams {
-		assigned := make(chan struct{})
-		consumers.Go(func() { st.consume(consuming, cfg.Listen.Bootstrap, assigned) })
-		producers.Go(func() {
-			select {
-			case <-assigned:
-			case <-running.Done():
-			}
-			st.produce(running, cfg.Listen.Bootstrap)
-		})
+		from := map[string]map[int32]kgo.Offset{st.topic: ends.KOffsets()[st.topic]}
+		consumers.Go(func() { st.consume(consuming, cfg.Listen.Bootstrap, from) })
+		producers.Go(func() { st.produce(running, cfg.Listen.Bootstrap) })
 	}
 	show := &table{out: o.Out, redraw: o.Terminal}
 	draw := func() error {
@@ -239,22 +242,13 @@ func (st *stream) produce(ctx context.Context, bootstrap string) {
 	}
 }
 
-func (st *stream) consume(ctx context.Context, bootstrap string, assigned chan<- struct{}) {
-	cl, err := kgo.NewClient(kgo.SeedBrokers(bootstrap), kgo.ConsumeTopics(st.topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()))
+func (st *stream) consume(ctx context.Context, bootstrap string, from map[string]map[int32]kgo.Offset) {
+	cl, err := kgo.NewClient(kgo.SeedBrokers(bootstrap), kgo.ConsumePartitions(from))
 	if err != nil {
 		st.fail(err)
-		close(assigned)
 		return
 	}
 	defer cl.Close()
-	// Positions are known once the ends have been asked for.
-	if _, err := kadm.NewClient(cl).ListEndOffsets(ctx, st.topic); err != nil && ctx.Err() == nil {
-		st.fail(err)
-	}
-	first, cancel := context.WithTimeout(ctx, time.Second)
-	cl.PollFetches(first)
-	cancel()
-	close(assigned)
 	for ctx.Err() == nil {
 		fetches := cl.PollFetches(ctx)
 		if err := fetches.Err(); err != nil && ctx.Err() == nil {
@@ -302,6 +296,7 @@ func objectsWritten(s *server.Server) (o objects) {
 type table struct {
 	out    io.Writer
 	redraw bool
+	headed bool
 	lines  int
 }
 
@@ -318,26 +313,30 @@ func (t *table) draw(streams []*stream, sizes, before map[string]int64, obj obje
 		fmt.Fprintf(&b, format+"\n", args...)
 		t.lines++
 	}
-	line("  %-12s %-15s %9s %8s %8s   %17s   %17s   %11s %11s %8s", "TIER", "TOPIC", "PRODUCED", "CONSUMED", "MB", "PRODUCE p50/p99", "END-TO-END", "IN KAFKA", "IN OBJECTS", "OBJECTS")
+	const row = "  %-11s  %-14s  %8s  %8s  %7s  %17s  %18s  %9s  %10s  %7s"
+	if t.redraw || !t.headed {
+		line(row, "TIER", "TOPIC", "PRODUCED", "CONSUMED", "MB", "PRODUCE p50/p99", "END-TO-END p50/p99", "IN KAFKA", "IN OBJECTS", "OBJECTS")
+		t.headed = true
+	}
 	for _, st := range streams {
 		st.mu.Lock()
 		inObjects, count := "-", "-"
 		if st.tier == "diskless" {
 			inObjects, count = megabytes(obj.bytes), fmt.Sprintf("%.0f", obj.count)
 		}
-		line("  %-12s %-15s %9d %8d %8.1f   %8s/%8s   %8s/%8s   %11s %11s %8s", st.tier, st.topic, st.produced, st.consumed, float64(st.bytes)/1e6,
-			millis(st.ack, 50), millis(st.ack, 99), millis(st.endToEnd, 50), millis(st.endToEnd, 99),
-			megabytes(float64(sizes[st.topic]-before[st.topic])), inObjects, count)
+		line(row, st.tier, st.topic, fmt.Sprint(st.produced), fmt.Sprint(st.consumed), fmt.Sprintf("%.1f", float64(st.bytes)/1e6),
+			millis(st.ack), millis(st.endToEnd), megabytes(float64(sizes[st.topic]-before[st.topic])), inObjects, count)
 		st.mu.Unlock()
 	}
 	_, _ = io.WriteString(t.out, b.String())
 }
 
-func millis(h *hdrhistogram.Histogram, q float64) string {
+// millis is a histogram's median and 99th percentile.
+func millis(h *hdrhistogram.Histogram) string {
 	if h.TotalCount() == 0 {
 		return "-"
 	}
-	return fmt.Sprintf("%.1f ms", float64(h.ValueAtQuantile(q))/1000)
+	return fmt.Sprintf("%.1f/%.1f ms", float64(h.ValueAtQuantile(50))/1000, float64(h.ValueAtQuantile(99))/1000)
 }
 
 func megabytes(n float64) string { return fmt.Sprintf("%.2f MB", n/1e6) }

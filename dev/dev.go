@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -73,6 +74,20 @@ classes:
 log: { level: warn, format: console }
 `
 
+// validate refuses what no start could satisfy, before anything is written.
+func (o Options) validate() error {
+	const lastPort = 65535
+	switch {
+	case o.Port < 1 || o.Port+kafkaPorts+brokers-1 > lastPort:
+		return fmt.Errorf("--port %d: it and the %d ports above it are needed, so choose one from 1 to %d", o.Port, kafkaPorts+brokers-1, lastPort-kafkaPorts-brokers+1)
+	case o.Demo && o.DemoTime <= 0:
+		return fmt.Errorf("--demo-time %v: a demonstration takes time, for example 10s; --demo=false leaves it out", o.DemoTime)
+	case o.Once && !o.Demo:
+		return errors.New("--once ends after the demonstration, and --demo=false leaves that out: choose one of them")
+	}
+	return nil
+}
+
 // prepare makes the folder and its configuration file, and loads it.
 func prepare(o Options) (path string, cfg *config.Config, err error) {
 	dir, err := filepath.Abs(o.DataDir)
@@ -81,7 +96,7 @@ func prepare(o Options) (path string, cfg *config.Config, err error) {
 	}
 	objects := filepath.Join(dir, "objects")
 	if err := os.MkdirAll(objects, 0o755); err != nil {
-		return "", nil, err
+		return "", nil, fmt.Errorf("making the data folder: %w; choose another with --data-dir", err)
 	}
 	path = filepath.Join(dir, "sluice.yaml")
 	p := o.Port
@@ -106,6 +121,9 @@ const startTimeout = 30 * time.Second
 
 // Run brings everything up, demonstrates, and stays until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	if err := o.validate(); err != nil {
+		return err
+	}
 	path, cfg, err := prepare(o)
 	if err != nil {
 		return err
@@ -130,14 +148,14 @@ func Run(ctx context.Context, o Options) error {
 		kfake.DefaultNumPartitions(partitions),
 	)
 	if err != nil {
-		return fmt.Errorf("embedded Kafka: %w", err)
+		return portRemedy(fmt.Errorf("embedded Kafka: %w", err))
 	}
 	defer kafka.Close()
 	starting, cancel := context.WithTimeout(ctx, startTimeout)
 	s, err := server.Start(starting, cfg, server.Options{Logger: o.Logger})
 	cancel()
 	if err != nil {
-		return err
+		return portRemedy(err)
 	}
 	stop := func() error {
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Limits.DrainTimeout)
@@ -169,6 +187,13 @@ func Run(ctx context.Context, o Options) error {
 		fmt.Fprintln(o.Out, "\nStopping: finishing what is in flight.")
 	}
 	return errors.Join(demoErr, stop())
+}
+
+func portRemedy(err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w; is another sluice dev running? Choose other ports with --port, and a folder of their own with --data-dir", err)
+	}
+	return err
 }
 
 // watch applies changes of the configuration file.

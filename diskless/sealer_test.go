@@ -41,7 +41,7 @@ func (l *peer) run(ctx context.Context, t *testing.T, tier *Tier) {
 	})
 	defer wg.Wait()
 	defer close(upstream)
-	batch := batchOf(16, 1000)
+	batch := batchOf(1, 1000)
 	for ctx.Err() == nil {
 		select {
 		case slots <- struct{}{}:
@@ -134,7 +134,7 @@ func answered(loads []*peer) (n int) {
 }
 
 func TestEarlySeals(t *testing.T) {
-	const lasting = 20 * time.Second
+	const lasting = 8 * time.Second
 	const put = 30 * time.Millisecond
 	fixed := java()
 	drive(t, 0, put, lasting, fixed...)
@@ -167,7 +167,7 @@ func TestEarlySeals(t *testing.T) {
 }
 
 func TestConnectionsDoNotSpoilEachOther(t *testing.T) {
-	const lasting = 20 * time.Second
+	const lasting = 8 * time.Second
 	const put = 30 * time.Millisecond
 	kinds := func() (synchronous, slow, bulk *peer) {
 		return &peer{name: "synchronous", inFlight: 1, partitions: 1, ack: 2 * time.Millisecond},
