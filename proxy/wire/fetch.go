@@ -114,7 +114,7 @@ func (r *Reader) fetchTopic(version int16) (name []byte, id [16]byte) {
 type FetchResult struct {
 	Partitions       []FetchResultPartition
 	TagsFrom, TagsTo int  // top-level tagged fields, count included (v12+)
-	Endpoints        bool // NodeEndpoints is among them (v16+)
+	Endpoints        bool // NodeEndpoints is among them (from v16 on, but no tag has two meanings)
 }
 
 // FetchResultPartition is one partition of a Fetch response.
@@ -175,7 +175,7 @@ func ParseFetchResult(f *FetchResult, frame []byte, body int, version int16) err
 	}
 	if flexible {
 		f.TagsFrom = r.Off
-		r.Tags(func(tag uint32, _, _ int) { f.Endpoints = f.Endpoints || (tag == 0 && version >= 16) })
+		r.Tags(func(tag uint32, _, _ int) { f.Endpoints = f.Endpoints || tag == 0 })
 		f.TagsTo = r.Off
 	}
 	if r.Err == nil && r.Off != len(frame) {

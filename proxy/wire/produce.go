@@ -119,7 +119,7 @@ func ParseProduceResult(p *ProduceResult, frame []byte, body int, version int16)
 			}
 			if flexible {
 				r.Tags(func(tag uint32, from, to int) {
-					if tag == 0 && version >= 10 && to-from >= 4 {
+					if tag == 0 && to-from >= 4 {
 						part.LeaderAt = from
 					}
 				})
@@ -135,7 +135,7 @@ func ParseProduceResult(p *ProduceResult, frame []byte, body int, version int16)
 	}
 	if flexible {
 		p.TagsFrom = r.Off
-		r.Tags(func(tag uint32, _, _ int) { p.Endpoints = p.Endpoints || (tag == 0 && version >= 10) })
+		r.Tags(func(tag uint32, _, _ int) { p.Endpoints = p.Endpoints || tag == 0 })
 		p.TagsTo = r.Off
 	}
 	if r.Err == nil && r.Off != len(frame) {
