@@ -83,7 +83,7 @@ func (t *Tier) verify(ctx context.Context, tp tiers.TopicPartition, b wire.Batch
 
 func (t *Tier) refuse(tp tiers.TopicPartition, b wire.Batch, reason string, err error) error {
 	t.metrics.unverified.WithLabelValues(reason).Inc()
-	if t.complaint.Allow() {
+	if t.complaints.allow(complaint{tp, b.BaseOffset(), reason}) {
 		t.log.Error().Err(err).Str("topic", tp.Topic).Int32("partition", tp.Partition).Int64("offset", b.BaseOffset()).Str("reason", reason).
 			Msg("a placeholder does not verify: readers get KAFKA_STORAGE_ERROR here until it is removed, for example with kafka-delete-records up to the next offset")
 	}
@@ -93,7 +93,7 @@ func (t *Tier) refuse(tp tiers.TopicPartition, b wire.Batch, reason string, err 
 // keysUnreadable is about a placeholder that may be genuine.
 func (t *Tier) keysUnreadable(tp tiers.TopicPartition, b wire.Batch, err error) error {
 	t.metrics.unreadable.WithLabelValues("keys").Inc()
-	if !errors.Is(err, context.Canceled) && t.complaint.Allow() {
+	if !errors.Is(err, context.Canceled) && t.complaints.allow(complaint{tp, b.BaseOffset(), "keys"}) {
 		t.log.Error().Err(err).Str("topic", tp.Topic).Int32("partition", tp.Partition).Int64("offset", b.BaseOffset()).
 			Msg("the keys that a placeholder is verified with cannot be read: readers of this partition get KAFKA_STORAGE_ERROR and try again; check the store")
 	}
@@ -210,7 +210,7 @@ func (p *storedPiece) complain(err error) error {
 	if !gone {
 		p.tier.metrics.unreadable.WithLabelValues(reason).Inc()
 	}
-	if !gone && p.tier.complaint.Allow() {
+	if !gone && p.tier.complaints.allow(complaint{p.tp, p.batch.BaseOffset(), reason}) {
 		p.tier.log.Error().Err(err).Str("topic", p.tp.Topic).Int32("partition", p.tp.Partition).Int64("offset", p.batch.BaseOffset()).
 			Str("store", p.writer.name).Str("object", key).Str("reason", reason).
 			Msg("an object cannot be read: readers of this partition get KAFKA_STORAGE_ERROR and try again; check the store")

@@ -12,7 +12,6 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
-	"golang.org/x/time/rate"
 
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
@@ -107,17 +106,17 @@ type Options struct {
 
 // Tier is the diskless tier of one replica.
 type Tier struct {
-	clusterID string
-	limits    Limits
-	log       zerolog.Logger
-	metrics   *metrics
-	budget    *inlineBudget
-	sealer    *sealer
-	retries   *retries
-	cache     *cache
-	loads     singleflight.Group
-	ahead     chan struct{} // one for each read ahead of need
-	complaint *rate.Limiter // for log lines that readers cause
+	clusterID  string
+	limits     Limits
+	log        zerolog.Logger
+	metrics    *metrics
+	budget     *inlineBudget
+	sealer     *sealer
+	retries    *retries
+	cache      *cache
+	loads      singleflight.Group
+	ahead      chan struct{} // one for each read ahead of need
+	complaints *complaints
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -138,12 +137,14 @@ func New(opt Options) (*Tier, error) {
 		clusterID: opt.ClusterID,
 		limits:    opt.Limits.withDefaults(),
 		log:       opt.Logger,
-		complaint: rate.NewLimiter(1, 20),
 		writers:   make(map[string]*writer),
 		keys:      make(map[placeholder.KeyID]*writer),
 	}
 	var err error
 	if t.retries, err = newRetries(t.limits.RetryBatches); err != nil {
+		return nil, err
+	}
+	if t.complaints, err = newComplaints(); err != nil {
 		return nil, err
 	}
 	t.ahead = make(chan struct{}, 2*t.limits.ReadAhead)
