@@ -21,8 +21,8 @@ import org.apache.kafka.common.utils.Exit;
  * "-" is null, "." is empty, "_" lets the client choose (partition, timestamp).
  * produce and transact print "topic partition offset" for each acknowledged
  * record; consume prints "topic partition offset timestamp key value headers".
- * The line "flush" ends a batch; "producer key=value ..." goes on with another
- * producer of these settings. transform copies COUNT records of one topic to
+ * The line "flush" ends a batch; "until FILE" waits for a file to be there.
+ * transform copies COUNT records of one topic to
  * others and commits their offsets for group.id, in one transaction.
  */
 public class Client {
@@ -52,8 +52,7 @@ public class Client {
 
     static void produce(Map<String, Object> p, String end) throws Exception {
         if (end != null) p.putIfAbsent("transactional.id", "test-" + UUID.randomUUID());
-        Producer<byte[], byte[]> producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer());
-        try {
+        try (var producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer())) {
             if (end != null) {
                 producer.initTransactions();
                 producer.beginTransaction();
@@ -66,10 +65,8 @@ public class Client {
                     producer.flush();
                     continue;
                 }
-                if (f[0].equals("producer")) {
-                    producer.close();
-                    for (int i = 1; i < f.length; i++) p.put(f[i].split("=", 2)[0], f[i].split("=", 2)[1]);
-                    producer = new KafkaProducer<>(p, new ByteArraySerializer(), new ByteArraySerializer());
+                if (f[0].equals("until")) {
+                    while (!new java.io.File(f[1]).exists()) Thread.sleep(20);
                     continue;
                 }
                 Headers headers = new RecordHeaders();
@@ -85,8 +82,6 @@ public class Client {
             if (end != null) {
                 if (end.equals("commit")) producer.commitTransaction(); else producer.abortTransaction();
             }
-        } finally {
-            producer.close();
         }
     }
 

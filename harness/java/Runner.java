@@ -17,16 +17,30 @@ public class Runner {
         Ended(String message) { super(message, null, false, false); }
     }
 
+    static final int RUNS = -1;
     static int code;
+    static ByteArrayOutputStream stdout, stderr;
+    static byte[] out, err;
 
+    /** Only the first end counts: tools that catch everything complain about it and end again. */
     static void end(int status, String message) {
-        if (code == 0) code = status; // tools that catch everything end twice
+        if (code == RUNS) {
+            code = status;
+            keep();
+        }
         throw new Ended(message);
+    }
+
+    static void keep() {
+        System.out.flush();
+        System.err.flush();
+        out = stdout.toByteArray();
+        err = stderr.toByteArray();
     }
 
     public static void main(String[] args) throws Exception {
         var in = new DataInputStream(new BufferedInputStream(System.in));
-        var out = new DataOutputStream(new BufferedOutputStream(System.out));
+        var answers = new DataOutputStream(new BufferedOutputStream(System.out));
         // What nobody asked for (loggers keep the stream that they find) must not reach the answers.
         PrintStream log = System.err;
         System.setOut(log);
@@ -43,31 +57,34 @@ public class Runner {
             String[] words = new String[n];
             for (int i = 0; i < n; i++) words[i] = new String(in.readNBytes(in.readInt()), StandardCharsets.UTF_8);
             byte[] input = in.readNBytes(in.readInt());
-            var stdout = new ByteArrayOutputStream();
-            var stderr = new ByteArrayOutputStream();
+            stdout = new ByteArrayOutputStream();
+            stderr = new ByteArrayOutputStream();
             System.setIn(new ByteArrayInputStream(input));
             System.setOut(new PrintStream(stdout, true, StandardCharsets.UTF_8));
             System.setErr(new PrintStream(stderr, true, StandardCharsets.UTF_8));
-            code = 0;
+            code = RUNS;
+            int status = 0;
             try {
                 Class.forName(words[0]).getMethod("main", String[].class)
                     .invoke(null, (Object) Arrays.copyOfRange(words, 1, n));
             } catch (InvocationTargetException e) {
                 if (!(e.getCause() instanceof Ended)) {
                     e.getCause().printStackTrace();
-                    code = 1;
+                    status = 1;
                 }
             }
-            System.out.flush();
-            System.err.flush();
+            if (code == RUNS) {
+                code = status;
+                keep();
+            }
             System.setOut(log);
             System.setErr(log);
-            out.writeInt(code);
-            out.writeInt(stdout.size());
-            stdout.writeTo(out);
-            out.writeInt(stderr.size());
-            stderr.writeTo(out);
-            out.flush();
+            answers.writeInt(code);
+            answers.writeInt(out.length);
+            answers.write(out);
+            answers.writeInt(err.length);
+            answers.write(err);
+            answers.flush();
         }
     }
 }
