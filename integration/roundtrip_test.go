@@ -30,12 +30,11 @@ const (
 
 // payloads are batches of 1 record to 1 MB. The same seed gives the same bytes.
 func payloads(seed uint64, large bool) []payload {
-	rng := rand.New(rand.NewPCG(seed, 7))
+	source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
+	rng := rand.New(source)
 	random := func(n int) []byte {
 		b := make([]byte, n)
-		for i := range b {
-			b[i] = byte(rng.Uint32())
-		}
+		_, _ = source.Read(b)
 		return b
 	}
 	words := func(n int) []byte {
@@ -81,6 +80,9 @@ func payloads(seed uint64, large bool) []payload {
 	return all
 }
 
+// worthwhile is a value that is worth an object by itself.
+var worthwhile = payloads(99, false)[4].records[0].Value
+
 // place gives a payload's records a topic and a partition.
 func (p payload) place(topic string, partition int32) []*kgo.Record {
 	for _, r := range p.records {
@@ -89,9 +91,6 @@ func (p payload) place(topic string, partition int32) []*kgo.Record {
 	return p.records
 }
 
-// kept is what keeps old timestamps from expiring.
-var kept = []string{"retention.ms", "-1", "segment.bytes", "1073741824"}
-
 // What is read equals what was written, whoever wrote it, whoever reads it.
 func TestEveryClientReadsWhatEveryClientWrote(t *testing.T) {
 	p := shared(t)
@@ -99,7 +98,7 @@ func TestEveryClientReadsWhatEveryClientWrote(t *testing.T) {
 		topic := tg.topic("clients")
 		libs := libraries(p)
 		// A partition for each library and codec.
-		createTopic(t, tg.bootstrap, topic, int32(len(libs)*len(codecs)), kept...)
+		tg.create(t, topic, int32(len(libs)*len(codecs)))
 		before := storedBatches(t, tg)
 		producers := make(map[int32]func([]*kgo.Record))
 		data := make(map[int32][]payload)
@@ -210,7 +209,7 @@ func TestTopicSettingsThatChangeBatches(t *testing.T) {
 	onAllTargets(t, func(t *testing.T, tg target) {
 		var wg sync.WaitGroup
 		for _, s := range settings {
-			createTopic(t, tg.bootstrap, tg.topic(s.name), int32(len(codecs)), append(slices.Clone(kept), "compression.type", s.compression, "message.timestamp.type", s.timestamps)...)
+			tg.create(t, tg.topic(s.name), int32(len(codecs)), "compression.type", s.compression, "message.timestamp.type", s.timestamps)
 		}
 		wrote := make(map[string][]*kgo.Record)
 		stored := make(map[*kgo.Record]bool)

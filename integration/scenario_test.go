@@ -1,11 +1,13 @@
 package integration
 
 import (
+	"context"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/harness"
@@ -27,6 +29,26 @@ type target struct {
 
 // topic gives a name that the rules place in the target's class.
 func (tg target) topic(name string) string { return name + "-" + tg.name }
+
+// create makes a topic, whose records never expire, and waits until sluice knows
+// it: the first batches of a topic whose configuration cannot be read yet go
+// inline.
+func (tg target) create(t testing.TB, topic string, partitions int32, configs ...string) {
+	t.Helper()
+	// Tests write records of a fixed time, long ago.
+	createTopic(t, tg.bootstrap, topic, partitions, append([]string{"retention.ms", "-1"}, configs...)...)
+	if tg.sluice == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for !tg.sluice.Cluster().Facts(ctx, topic).Known {
+		if ctx.Err() != nil {
+			t.Fatalf("sluice does not know %s", topic)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // disklessIn reports whether a turn's batches are in the diskless class.
 func (tg target) disklessIn(turn int) bool { return tg.diskless && (!tg.mixed || turn/2%2 == 1) }

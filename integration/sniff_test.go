@@ -22,12 +22,11 @@ type sniffer struct {
 	host  string // advertised
 	first int    // first broker port
 
-	mu       sync.Mutex
-	broken   []string        // what was wrong
-	answers  map[int16]int   // answers that were looked at, by key
-	versions map[int16]int16 // highest version seen
-	names    map[[16]byte]string
-	hints    []hint
+	mu      sync.Mutex
+	broken  []string      // what was wrong
+	answers map[int16]int // answers that were looked at, by key
+	names   map[[16]byte]string
+	hints   []hint
 }
 
 // hint is one leader named in a Produce or Fetch answer (KIP-951).
@@ -48,8 +47,7 @@ const maxBroken = 100
 func startSniffer(t testing.TB, host, sluiceHost string, first int) *sniffer {
 	t.Helper()
 	s := &sniffer{
-		host: host, first: first + 2, answers: make(map[int16]int), versions: make(map[int16]int16),
-		names: make(map[[16]byte]string),
+		host: host, first: first + 2, answers: make(map[int16]int), names: make(map[[16]byte]string),
 	}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -227,7 +225,6 @@ func (s *sniffer) look(a asked, frame []byte) {
 	}
 	s.mu.Lock()
 	s.answers[a.key]++
-	s.versions[a.key] = max(s.versions[a.key], a.version)
 	s.mu.Unlock()
 	switch resp := resp.(type) {
 	case *kmsg.MetadataResponse:
@@ -367,6 +364,18 @@ func (s *sniffer) hint(a asked, topic string, id [16]byte, leader int32, nodes [
 		s.known(where, nodes, leader)
 	}
 	s.tier(where, topic, leader)
+}
+
+// looked fails the test when no answer of a key has passed.
+func (s *sniffer) looked(t testing.TB, keys ...int16) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range keys {
+		if s.answers[key] == 0 {
+			t.Errorf("no answer of %s has passed", kmsg.NameForKey(key))
+		}
+	}
 }
 
 // hinted counts the leaders named in answers of a key about a topic.
