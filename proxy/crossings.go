@@ -1,0 +1,155 @@
+package proxy
+
+import (
+	"hash/maphash"
+	"math/bits"
+	"sync"
+)
+
+// crossings keeps a producer's batches in order while it moves from one of a
+// broker's two listeners to the other, because its topic's class has changed.
+// Its new connection must not overtake what the old one still has under way,
+// an upload perhaps: a batch waits until all earlier batches of the same
+// producer and partition that came in on the other listener have been answered
+// by the broker. Being forwarded is not enough, brokers work on connections
+// concurrently.
+//
+// A producer is known by its producer id, or without one by its address and
+// client id. Whoever does not move waits for nobody.
+type crossings struct {
+	seed   maphash.Seed
+	shards [64]crossingShard
+}
+
+type crossingShard struct {
+	mu    sync.Mutex
+	lanes map[laneKey]*lane
+	spare *lane // one that is not in use, so that a lone request allocates none
+}
+
+// laneKey is one producer's way into one partition.
+type laneKey struct {
+	topic     string
+	partition int32
+	anonymous bool
+	producer  uint64 // producer id, or a hash of address and client id
+}
+
+// lane is the batches of a laneKey that are under way, in order of arrival:
+// runs that came in on alternating listeners.
+type lane struct {
+	runs  []*run
+	first run // and room for it, for there is rarely another
+	room  [1]*run
+}
+
+// run is consecutive batches from one listener.
+type run struct {
+	diskless bool // the listener
+	pending  int
+	waiting  []func() // to be told when all earlier runs are done; nil for the first
+}
+
+// passage is what a request holds until it is answered.
+type passage struct {
+	key   laneKey
+	shard uint8
+	run   *run
+}
+
+func newCrossings() *crossings {
+	c := &crossings{seed: maphash.MakeSeed()}
+	for i := range c.shards {
+		c.shards[i].lanes = make(map[laneKey]*lane)
+	}
+	return c
+}
+
+// anonymous names a producer without an id.
+func (c *crossings) anonymous(address string, clientID []byte) uint64 {
+	var h maphash.Hash
+	h.SetSeed(c.seed)
+	_, _ = h.WriteString(address)
+	_ = h.WriteByte(0)
+	_, _ = h.Write(clientID)
+	return h.Sum64()
+}
+
+// enter notes a request's batches, and fills in their runs. It returns for how
+// many of them wait will be called, each when all that is before it is
+// answered; hold is told that number before any of the calls.
+//
+// All of a request's partitions are entered at once. Were they entered one by
+// one, two requests could each be before the other, and wait for ever.
+func (c *crossings) enter(passages []passage, diskless bool, hold func(int), wait func()) {
+	var in uint64
+	for i := range passages {
+		p := &passages[i]
+		p.shard = uint8(maphash.Comparable(c.seed, p.key) % uint64(len(c.shards)))
+		in |= 1 << p.shard
+	}
+	for left := in; left != 0; left &= left - 1 {
+		c.shards[bits.TrailingZeros64(left)].mu.Lock()
+	}
+	waits := 0
+	for i := range passages {
+		p := &passages[i]
+		s := &c.shards[p.shard]
+		l := s.lanes[p.key]
+		if l == nil {
+			if l = s.spare; l == nil {
+				l = &lane{}
+			}
+			s.spare = nil
+			s.lanes[p.key] = l
+		}
+		last := len(l.runs) - 1
+		switch {
+		case last < 0:
+			l.first = run{diskless: diskless}
+			l.runs = append(l.room[:0], &l.first)
+		case l.runs[last].diskless != diskless:
+			l.runs = append(l.runs, &run{diskless: diskless})
+		}
+		last = len(l.runs) - 1
+		p.run = l.runs[last]
+		p.run.pending++
+		if last > 0 {
+			p.run.waiting = append(p.run.waiting, wait)
+			waits++
+		}
+	}
+	if waits > 0 {
+		hold(waits)
+	}
+	for left := in; left != 0; left &= left - 1 {
+		c.shards[bits.TrailingZeros64(left)].mu.Unlock()
+	}
+}
+
+// leave notes that a request is answered, or never will be.
+func (c *crossings) leave(passages []passage) {
+	for _, p := range passages {
+		var free []func()
+		s := &c.shards[p.shard]
+		s.mu.Lock()
+		p.run.pending--
+		if l := s.lanes[p.key]; l.runs[0].pending == 0 {
+			l.runs = l.runs[1:]
+			// A later run may have ended before it began: its client has gone.
+			for len(l.runs) > 0 && l.runs[0].pending == 0 {
+				l.runs = l.runs[1:]
+			}
+			if len(l.runs) > 0 {
+				free, l.runs[0].waiting = l.runs[0].waiting, nil
+			} else {
+				delete(s.lanes, p.key)
+				s.spare = l
+			}
+		}
+		s.mu.Unlock()
+		for _, wait := range free {
+			wait()
+		}
+	}
+}
