@@ -331,7 +331,7 @@ func (p *parser) class(name string) {
 		return
 	}
 	if c.Tier == tiers.LowLatency {
-		for _, k := range []string{"store", "linger", "object_size", "readahead", "audit"} {
+		for _, k := range []string{"store", "linger", "object_size", "readahead", "audit", "on_outage"} {
 			if p.has(path + "." + k) {
 				p.problem(path+"."+k, fmt.Sprintf("%s has no effect: the class %s is low-latency and uses no store", k, name), "remove it, or use a diskless class")
 			}

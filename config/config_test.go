@@ -55,7 +55,7 @@ func TestTheIssuesExample(t *testing.T) {
 		{Patterns: []string{"payments*"}, Class: "control", Line: 13},
 		{Patterns: []string{"otel-*", "agent.trace.*"}, Class: "telemetry", Line: 14},
 	}
-	want.Classes["telemetry"] = tiers.Class{Name: "telemetry", Tier: tiers.Diskless, Summary: want.Classes["telemetry"].Summary, Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2}
+	want.Classes["telemetry"] = tiers.Class{Name: "telemetry", Tier: tiers.Diskless, Summary: want.Classes["telemetry"].Summary, Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, OnOutage: tiers.Wait}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", cfg, want)
 	}
@@ -99,7 +99,7 @@ func TestEveryKey(t *testing.T) {
 	if got := cfg.Stores["disk"]; got.Scheme != "file" || got.Dir != "/var/lib/sluice" {
 		t.Errorf("store: %+v", got)
 	}
-	if got := cfg.Classes["mine"]; got != (tiers.Class{Name: "mine", Tier: tiers.Diskless, Summary: "all of one's own", Store: "cold", Linger: time.Second, ObjectSize: 1_000_000, Readahead: 0, Audit: true}) {
+	if got := cfg.Classes["mine"]; got != (tiers.Class{Name: "mine", Tier: tiers.Diskless, Summary: "all of one's own", Store: "cold", Linger: time.Second, ObjectSize: 1_000_000, Readahead: 0, Audit: true, OnOutage: tiers.Reject}) {
 		t.Errorf("class: %+v", got)
 	}
 	if got := cfg.Classes["plain"]; got != (tiers.Class{Name: "plain", Tier: tiers.LowLatency}) {

@@ -134,6 +134,7 @@ func schema() []key {
 		{path: "classes.*.object_size", kind: kindSize, def: "8MiB", from: "64KiB", to: "64MiB", live: true, field: func(t target) any { return &t.class.ObjectSize }},
 		{path: "classes.*.readahead", kind: kindCount, def: "2", from: "0", to: "64", live: true, field: func(t target) any { return &t.class.Readahead }},
 		{path: "classes.*.audit", kind: kindFlag, def: "false", live: true, field: func(t target) any { return &t.class.Audit }},
+		{path: "classes.*.on_outage", kind: kindChoice, def: tiers.Wait, oneOf: []string{tiers.Wait, tiers.Reject}, live: true, field: func(t target) any { return &t.class.OnOutage }},
 
 		{path: "limits.connections", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
 		{path: "limits.connections_per_ip", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},
@@ -170,10 +171,10 @@ func builtins() []tiers.Class {
 	return []tiers.Class{
 		{Name: "control", Tier: tiers.LowLatency, Summary: "hard real time: commands, payments, locks"},
 		{Name: "operational", Tier: tiers.LowLatency, Summary: "near real time: what services say to each other"},
-		{Name: "enrichment", Tier: tiers.Diskless, Summary: "joins and lookups that may wait a moment", Store: "default", Linger: 50 * time.Millisecond, ObjectSize: 4 << 20, Readahead: 2},
-		{Name: "telemetry", Tier: tiers.Diskless, Summary: "traces, metrics, logs: much of it, read soon", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2},
-		{Name: "replay", Tier: tiers.Diskless, Summary: "histories that are read from the start", Store: "default", Linger: time.Second, ObjectSize: 16 << 20, Readahead: 16},
-		{Name: "audit", Tier: tiers.Diskless, Summary: "nothing may be deleted early (the store's object lock comes in a later release)", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, Audit: true},
+		{Name: "enrichment", Tier: tiers.Diskless, Summary: "joins and lookups that may wait a moment", Store: "default", Linger: 50 * time.Millisecond, ObjectSize: 4 << 20, Readahead: 2, OnOutage: tiers.Wait},
+		{Name: "telemetry", Tier: tiers.Diskless, Summary: "traces, metrics, logs: much of it, read soon", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, OnOutage: tiers.Wait},
+		{Name: "replay", Tier: tiers.Diskless, Summary: "histories that are read from the start", Store: "default", Linger: time.Second, ObjectSize: 16 << 20, Readahead: 16, OnOutage: tiers.Wait},
+		{Name: "audit", Tier: tiers.Diskless, Summary: "nothing may be deleted early (the store's object lock comes in a later release)", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, Audit: true, OnOutage: tiers.Wait},
 	}
 }
 

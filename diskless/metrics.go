@@ -14,6 +14,7 @@ type metrics struct {
 	sealWaits      prometheus.Counter
 	putSeconds     prometheus.Histogram
 	ackSeconds     prometheus.Histogram
+	rejected       *prometheus.CounterVec // class
 	reusedBatches  prometheus.Counter
 	reusedBytes    prometheus.Counter
 	orphans        prometheus.Counter
@@ -69,6 +70,7 @@ func newMetrics(reg prometheus.Registerer, budget *inlineBudget) *metrics {
 		sealWaits:      counter("sluice_diskless_seal_waits_total", "Times an object whose producers all waited for it could not be sealed early for want of budget (limits.puts_per_second)."),
 		putSeconds:     seconds("sluice_diskless_put_seconds", "Seconds from sealing an object to its being durable."),
 		ackSeconds:     seconds("sluice_diskless_offload_seconds", "Seconds from a batch's arrival to its object being durable."),
+		rejected:       counters("sluice_diskless_rejected_batches_total", "Batches refused because their store was down and the inline budget did not cover them (classes.*.on_outage).", "class"),
 		reusedBatches:  counter("sluice_diskless_reused_batches_total", "Batches that a producer sent again and that were already stored."),
 		reusedBytes:    counter("sluice_diskless_reused_bytes_total", "Their bytes, which were not uploaded again."),
 		orphans:        counter("sluice_diskless_orphan_objects_total", "Objects that became durable after all their batches had gone inline."),

@@ -25,6 +25,7 @@ const (
 	undecided fate = iota
 	durable        // its object is durable
 	inlined        // its own bytes go to Kafka
+	rejected       // nothing goes to Kafka
 )
 
 // offload is one batch on its way. After notify it is only read.
@@ -86,6 +87,9 @@ func (o *offload) inspect() tiers.InlineReason {
 // zstdSince is the version of Produce that allows zstd (KIP-110).
 const zstdSince = 7
 
+// rejects reports whether a batch is refused rather than made to wait.
+func (o *offload) rejects() bool { return o.req.Class.OnOutage == tiers.Reject }
+
 // inline decides for inline; whoever calls it sees to notify.
 func (o *offload) inline(reason tiers.InlineReason) {
 	o.fate, o.reason = inlined, reason
@@ -101,6 +105,9 @@ func (o *offload) count(reason tiers.InlineReason) {
 
 // Result builds the placeholder, or leaves the batch as it is.
 func (o *offload) Result() tiers.Offloaded {
+	if o.fate == rejected {
+		return tiers.Offloaded{Rejected: true}
+	}
 	if o.fate != durable {
 		return tiers.Offloaded{Inline: o.reason}
 	}
@@ -213,8 +220,12 @@ func (w *writer) unlock() {
 
 // decide decides one batch. mu is held.
 func (w *writer) decide(o *offload, f fate) {
-	if f == inlined {
+	switch f {
+	case inlined:
 		o.inline(tiers.InlineUnavailable)
+	case rejected:
+		o.req.Batch, o.original = nil, nil
+		w.tier.metrics.rejected.WithLabelValues(o.req.Class.Name).Inc()
 	}
 	o.fate = f
 	w.decided = append(w.decided, o)
@@ -263,6 +274,8 @@ func (w *writer) take(o *offload) {
 		w.decide(o, inlined)
 	case w.failing && !w.owing && w.tier.budget.take(o.size):
 		w.decide(o, inlined)
+	case w.failing && o.rejects():
+		w.decide(o, rejected)
 	case !w.attached() || len(w.parked) > 0 || !w.fits(o):
 		w.parked = append(w.parked, o)
 		w.tier.metrics.parked.Inc()
@@ -568,7 +581,7 @@ func (w *writer) sweepLater() {
 // sweep sends batches inline whose time is up, objects oldest first and in each
 // the batches in order of arrival, as far as the inline budget goes. What it
 // does not cover waits on, and what is younger waits behind it:
-// back-pressure. mu is held.
+// back-pressure, unless its class rejects. mu is held.
 func (w *writer) sweep(now time.Time) {
 	// What a store that works would have done by now, whatever one client's
 	// patience.
@@ -578,13 +591,20 @@ func (w *writer) sweep(now time.Time) {
 	keep := func(o *offload, why error) bool {
 		switch {
 		case o.ctx.Err() != nil: // nobody will read the answer
-		case w.owing || now.Before(o.decideBy):
+		case now.Before(o.decideBy):
+			return true
+		case w.owing && !o.rejects():
 			return true
 		default:
 			if late == nil {
 				late = why
 			}
-			if !w.tier.budget.take(o.size) {
+			switch {
+			case !w.owing && w.tier.budget.take(o.size):
+			case o.rejects():
+				w.decide(o, rejected)
+				return false
+			default:
 				w.owing = true
 				return true
 			}
@@ -593,7 +613,7 @@ func (w *writer) sweep(now time.Time) {
 		return false
 	}
 	sweepObject := func(obj *object, why error) {
-		if w.owing || now.Before(obj.due) {
+		if now.Before(obj.due) {
 			return
 		}
 		before := len(obj.waiting)

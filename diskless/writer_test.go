@@ -582,3 +582,37 @@ func ExampleLimits_chunks() {
 	fmt.Println(Limits{CacheBytes: 64 << 20, PutTimeout: time.Second}.withDefaults().ChunkBytes>>20, "MiB a chunk")
 	// Output: 4 MiB a chunk
 }
+
+func TestAClassThatRejectsDoesNotMakeItsProducersWait(t *testing.T) {
+	rejecting := telemetry()
+	rejecting.Name, rejecting.OnOutage = "rejecting", tiers.Reject
+	// One batch may go inline; then there is no budget left.
+	inBubble(t, Limits{InlineBytesPerSec: 16 << 20, InlineBytesTotal: 6000}, func(t *testing.T, r *rig) {
+		r.faulty.Down(true)
+		inline := r.send(offer{class: rejecting})
+		unknown := r.send(offer{class: rejecting})
+		patient := r.send(offer{})
+		inline.wantInline(tiers.InlineUnavailable)
+		wantRejected(t, unknown, 5*time.Second) // until then nobody knew
+		wantRejected(t, r.send(offer{class: rejecting}), 0)
+		time.Sleep(time.Minute)
+		if patient.isDecided() {
+			t.Fatal("a class that waits was decided")
+		}
+		wantRejected(t, r.send(offer{class: rejecting}), 0)
+		r.faulty.Down(false)
+		patient.wantReadable(r.tier)
+		r.send(offer{class: rejecting}).wantReadable(r.tier)
+		if n := testutil.ToFloat64(r.tier.metrics.rejected.WithLabelValues("rejecting")); n != 3 {
+			t.Errorf("the metric counts %v", n)
+		}
+	})
+}
+
+func wantRejected(t *testing.T, s *sent, after time.Duration) {
+	t.Helper()
+	if res := s.result(); !res.Rejected || res.Records != nil || res.Inline != "" {
+		t.Fatalf("%+v after %v, want a rejection", res, s.took)
+	}
+	wantTook(t, s, after)
+}

@@ -48,6 +48,9 @@ type Offloaded struct {
 	// Records replaces the client's batch; nil means: forward the client's own
 	// bytes unchanged.
 	Records []byte
+	// Rejected: nothing is to be written, and the client is to be told an error
+	// that it retries.
+	Rejected bool
 	// Inline is why the batch stays inline, "" for a placeholder. It is a
 	// metric label: one of a small fixed set.
 	Inline InlineReason

@@ -35,7 +35,15 @@ type Class struct {
 	ObjectSize int64         // bytes at which an object is sealed
 	Readahead  int           // chunks fetched ahead of a sequential reader; 0 is none
 	Audit      bool          // objects live under the audit prefix: nothing may be deleted early
+	OnOutage   string        // Wait or Reject
 }
+
+// What becomes of batches whose store is down when the inline budget does not
+// cover them.
+const (
+	Wait   = "wait"   // their producers wait: back-pressure
+	Reject = "reject" // they are answered with a retriable error at once
+)
 
 // Rule is one line of `topics:` in the configuration, or the default class.
 type Rule struct {
