@@ -84,7 +84,7 @@ func BenchmarkHydrateCached(b *testing.B) {
 		s := r.send(offer{batch: batchOf(c.records, c.size)})
 		log := plain.appends(s.placeholder())
 		hydrate := func(b *testing.B) {
-			pieces, err := r.tier.Resolve(context.Background(), s.tp, log)
+			pieces, err := r.tier.Resolve(context.Background(), s.tp, log, 2)
 			if err != nil || len(pieces) != 1 {
 				b.Error(fmt.Errorf("%d pieces: %w", len(pieces), err))
 				return

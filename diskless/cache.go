@@ -39,6 +39,9 @@ type cache struct {
 	scan   *segment
 }
 
+// scanShare of the cache is for what catch-up scans read: one in so many bytes.
+const scanShare = 4
+
 func newCache(bytes int64, m *metrics) *cache {
 	make := func(name string, max int64) *segment {
 		s := &segment{
@@ -51,7 +54,7 @@ func newCache(bytes int64, m *metrics) *cache {
 		s.lru, _ = simplelru.NewLRU(math.MaxInt32, func(_ chunkKey, b []byte) { s.bytes -= int64(cap(b)) })
 		return s
 	}
-	scan := bytes / 4
+	scan := bytes / scanShare
 	return &cache{misses: m.cacheMisses, recent: make("recent", bytes-scan), scan: make("scan", scan)}
 }
 

@@ -30,7 +30,7 @@ var ErrUnreadable = errors.New("object of a placeholder cannot be read")
 
 // Resolve splits fetched records into batches and verifies every placeholder;
 // see proxy.Payloads.
-func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte) ([]tiers.Piece, error) {
+func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) ([]tiers.Piece, error) {
 	var pieces []tiers.Piece
 	var stored []*storedPiece
 	for {
@@ -49,7 +49,7 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		}
 		pieces, stored = append(pieces, p), append(stored, p)
 	}
-	t.readAhead(stored)
+	t.readAhead(stored, min(readahead, t.maxAhead))
 	return pieces, nil
 }
 
@@ -320,11 +320,11 @@ func (t *Tier) admit(store string, obj *object) {
 
 // readAhead starts to read the first objects of an answer, before its batches
 // are asked for one after the other.
-func (t *Tier) readAhead(pieces []*storedPiece) {
+func (t *Tier) readAhead(pieces []*storedPiece, chunks int) {
 	started := 0
 	var last chunkKey
 	for _, p := range pieces {
-		if started == t.limits.ReadAhead {
+		if started >= chunks {
 			return
 		}
 		for _, k := range t.chunks(p.writer, p.ref) {

@@ -38,7 +38,7 @@ type Limits struct {
 	PutAttempt         time.Duration // one PUT; 0 is twice PutTimeout
 	RetryBatches       int           // stored batches of idempotent producers that are remembered; 0 is none
 	GetTimeout         time.Duration // one chunk, retries included
-	ReadAhead          int           // objects of one Fetch answer that are read at a time, before they are needed
+	ReadAhead          int           // chunks that are read at a time before they are needed, all readers together
 	InlineBytesPerSec  int64         // what an outage may put on the brokers per second
 	InlineBytesTotal   int64         // and until all stores take objects in time again
 	MaxPlaceholderAge  time.Duration // of the object, when its placeholder is forwarded
@@ -58,7 +58,7 @@ func DefaultLimits() Limits {
 		RetryBatches:       65_536,
 		PutTimeout:         5 * time.Second,
 		GetTimeout:         10 * time.Second,
-		ReadAhead:          4,
+		ReadAhead:          32,
 		InlineBytesPerSec:  16 << 20,
 		InlineBytesTotal:   8 << 30,
 		MaxPlaceholderAge:  10 * time.Minute,
@@ -116,6 +116,7 @@ type Tier struct {
 	cache      *cache
 	loads      singleflight.Group
 	ahead      chan struct{} // one for each read ahead of need
+	maxAhead   int           // of one partition of an answer
 	complaints *complaints
 
 	ctx    context.Context
@@ -147,7 +148,9 @@ func New(opt Options) (*Tier, error) {
 	if t.complaints, err = newComplaints(); err != nil {
 		return nil, err
 	}
-	t.ahead = make(chan struct{}, 2*t.limits.ReadAhead)
+	t.ahead = make(chan struct{}, t.limits.ReadAhead)
+	// More would push out of memory what was read first.
+	t.maxAhead = max(1, int(t.limits.CacheBytes/scanShare/2/t.limits.ChunkBytes))
 	t.budget = newInlineBudget(t.limits.InlineBytesPerSec, t.limits.InlineBytesTotal)
 	t.sealer = newSealer(float64(t.limits.EarlyPutsPerSec))
 	t.metrics = newMetrics(opt.Metrics, t.budget)

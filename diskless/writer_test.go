@@ -290,6 +290,7 @@ func TestAFlappingStoreDoesNotRefillTheBudget(t *testing.T) {
 
 func TestAnImpatientClientSpeaksOnlyForItself(t *testing.T) {
 	inBubble(t, outageBudget, func(t *testing.T, r *rig) {
+		time.Sleep(tick) // so that it is the younger one
 		patient := r.send(offer{})
 		r.send(offer{timeout: 90 * time.Millisecond}).wantInline(tiers.InlineUnavailable)
 		if !r.healthy() {
@@ -591,6 +592,7 @@ func TestAClassThatRejectsDoesNotMakeItsProducersWait(t *testing.T) {
 		r.faulty.Down(true)
 		inline := r.send(offer{class: rejecting})
 		unknown := r.send(offer{class: rejecting})
+		time.Sleep(tick) // so that it is the younger one
 		patient := r.send(offer{})
 		inline.wantInline(tiers.InlineUnavailable)
 		wantRejected(t, unknown, 5*time.Second) // until then nobody knew

@@ -26,8 +26,9 @@ type conn struct {
 	p        *Proxy
 	log      zerolog.Logger
 	client   net.Conn
-	node     int32 // broker behind it, or AnyBroker
-	diskless bool  // it arrived on a diskless listener
+	address  string // the client's, without its port
+	node     int32  // broker behind it, or AnyBroker
+	diskless bool   // it arrived on a diskless listener
 
 	ctx     context.Context // ends with the connection
 	cancel  context.CancelCauseFunc
@@ -65,10 +66,11 @@ type conn struct {
 	fetchState fetchState
 }
 
-func (p *Proxy) newConn(client net.Conn, node int32, diskless bool) *conn {
+func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bool) *conn {
 	c := &conn{
 		p:        p,
 		client:   client,
+		address:  address,
 		node:     node,
 		diskless: diskless,
 		slots:    make(chan struct{}, p.limits.RequestsInFlight),
@@ -173,6 +175,7 @@ func (c *conn) abandon() {
 		if r.internal != nil {
 			r.internal(nil, net.ErrClosed)
 		}
+		c.landed(r)
 	}
 	c.expected = nil
 }

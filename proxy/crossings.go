@@ -29,7 +29,8 @@ type crossingShard struct {
 
 // laneKey is one producer's way into one partition.
 type laneKey struct {
-	topic     string
+	topic     string   // or, from Produce v13 on,
+	id        [16]byte // its id
 	partition int32
 	anonymous bool
 	producer  uint64 // producer id, or a hash of address and client id

@@ -30,6 +30,10 @@ import (
 //   - Nothing goes to object storage before the broker has answered something
 //     on this connection that takes a login, where logins are asked for: else
 //     whoever reaches the port could fill the bucket.
+//   - A batch never overtakes an earlier one of its producer and partition that
+//     came in on the broker's other listener (crossings.go).
+//   - A batch that the diskless tier rejects goes upstream as no batch at all;
+//     the broker's INVALID_RECORD for that becomes KAFKA_STORAGE_ERROR.
 //   - Answers: CurrentLeader and NodeEndpoints (v10+, KIP-951) are mapped
 //     together. INVALID_RECORD for a placeholder of ours means that the topic
 //     has become compacted: the client's own batch was valid, so it is told
@@ -37,6 +41,7 @@ import (
 //     one, NOT_LEADER_OR_FOLLOWER.
 
 const (
+	errCorruptMessage     = 2
 	errInvalidRecord      = 87
 	errKafkaStorageError  = 56
 	errNotLeader          = 6
@@ -51,6 +56,7 @@ type offloaded struct {
 	tiers.Offload
 	topic       string
 	placeholder bool
+	rejected    bool
 }
 
 // is reports whether an answer is about this partition.
@@ -76,6 +82,9 @@ func (c *conn) produce(r *request) error {
 			return c.refuseReserved(r)
 		}
 	}
+	if err := c.cross(r, view); err != nil {
+		return err
+	}
 	if r.version >= disklessSince && c.p.opt.Router().HasDiskless() {
 		if r.version >= wire.ProduceTopicIDs {
 			if err := c.learnProduced(view); err != nil {
@@ -89,6 +98,40 @@ func (c *conn) produce(r *request) error {
 	if r.offloads != nil || r.version >= produceEndpointsSince {
 		r.answer = (*conn).produceAnswer
 	}
+	if r.ready != nil {
+		r.done() // it is known for how much it waits
+	}
+	return nil
+}
+
+// cross sees to it that the request does not overtake what its producer has
+// under way on the other listener of the broker.
+func (c *conn) cross(r *request, view *wire.Produce) error {
+	r.passages = r.room[:0]
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
+		if p.From == p.To {
+			continue
+		}
+		key := laneKey{id: p.TopicID, partition: p.Partition, anonymous: true}
+		if r.version < wire.ProduceTopicIDs {
+			key.topic = c.name(p.Topic)
+		}
+		if b, _, ok := wire.NextBatch(r.in.b[p.From:p.To]); ok && b.IsV2() && b.ProducerID() >= 0 {
+			key.anonymous, key.producer = false, uint64(b.ProducerID())
+		} else {
+			h, err := wire.ParseRequestHeader(r.in.b, r.version >= r.api.flexible)
+			if err != nil {
+				return err
+			}
+			key.producer = c.p.crossings.anonymous(c.address, h.ClientID)
+		}
+		r.passages = append(r.passages, passage{key: key})
+	}
+	c.p.crossings.enter(r.passages, c.diskless, func(n int) {
+		c.p.metrics.crossed.Inc()
+		r.wait(1 + n) // and for produce to end
+	}, r.done)
 	return nil
 }
 
@@ -125,7 +168,9 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 			if err := c.awaitWelcome(); err != nil {
 				return err
 			}
-			r.wait(1) // this loop; so that it is not ready before all are counted
+			if r.ready == nil {
+				r.wait(1) // for produce to end: it must not be ready before all are counted
+			}
 			if !r.silent {
 				r.offloading = true
 				producer, number = &c.producer, c.producer.Begin()
@@ -147,7 +192,6 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 	}
 	if r.offloads != nil {
 		r.prepare = (*conn).placePlaceholders
-		r.done()
 		c.p.opt.Payloads.Offered(producer)
 	}
 	return nil
@@ -188,10 +232,12 @@ func (c *conn) placePlaceholders(r *request) {
 	edits := make([]wire.Edit, 0, len(r.offloads))
 	for _, o := range r.offloads {
 		res := o.Result()
-		if res.Records == nil {
+		if res.Records == nil && !res.Rejected {
 			continue
 		}
-		o.placeholder = true
+		// Of what is rejected no batch is left: the broker writes nothing, and
+		// still says what this client may not know or do.
+		o.placeholder, o.rejected = !res.Rejected, res.Rejected
 		edits = append(edits, wire.RecordsEdit(o.LenAt, o.To, r.version >= wire.ProduceFlexible, res.Records))
 	}
 	if len(edits) > 0 {
@@ -216,19 +262,24 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 			}
 			c.mapLeader(in.b[p.LeaderAt:], topic, ok)
 		}
-		if p.Error != errInvalidRecord {
-			continue
-		}
 		for _, o := range r.offloads {
-			if !o.placeholder || !o.is(p, r.version) {
+			switch {
+			case !o.is(p, r.version):
+				continue
+			case o.rejected && (p.Error == errInvalidRecord || p.Error == errCorruptMessage || p.Error == 0):
+			case o.placeholder && p.Error == errInvalidRecord:
+			default:
 				continue
 			}
-			c.p.opt.Brokers.Invalidate(o.topic)
 			code := uint16(errKafkaStorageError)
 			if r.version < storageErrorSince {
 				code = errNotLeader
 			}
 			binary.BigEndian.PutUint16(in.b[p.ErrorAt:], code)
+			if o.rejected {
+				continue
+			}
+			c.p.opt.Brokers.Invalidate(o.topic)
 			c.p.warn(c.log).Str("topic", o.topic).Int32("partition", p.Partition).
 				Msg("the broker refused a placeholder; the topic's configuration is read again and the client retries")
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
@@ -46,6 +47,8 @@ const (
 	// maxFetchPartitions bounds what is remembered of a connection's partitions.
 	maxFetchPartitions = 100_000
 	errClusterAuth     = 31
+	// formerReadahead is for topics whose class is no longer diskless.
+	formerReadahead = 2
 	// fetchStorageErrorSince is the first version whose clients know
 	// KAFKA_STORAGE_ERROR.
 	fetchStorageErrorSince = 6
@@ -337,6 +340,7 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 	defer cancel()
 	var loads errgroup.Group
 	loads.SetLimit(c.p.limits.HydrateConcurrency)
+	rules := c.p.opt.Router()
 	budget := min(int(r.limits.request), c.p.limits.FetchBytes)
 	first := true
 	for _, h := range turn {
@@ -344,7 +348,7 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 			continue
 		}
 		records := in.b[h.part.From:h.part.To]
-		pieces, err := c.p.opt.Payloads.Resolve(ctx, tiers.TopicPartition{Topic: h.topic, Partition: h.part.Partition}, records)
+		pieces, err := c.p.opt.Payloads.Resolve(ctx, tiers.TopicPartition{Topic: h.topic, Partition: h.part.Partition}, records, readahead(rules, h.topic))
 		h.failed = err != nil && len(pieces) == 0
 		c.learnExpansion(h, pieces, len(records))
 		size := 0
@@ -389,6 +393,16 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 		edits = append(edits, wire.RecordsEdit(h.part.LenAt, h.part.To, r.version >= wire.FetchFlexible, h.bytes...))
 	}
 	return edits
+}
+
+// readahead is the class's; a topic that has left the diskless tier gets a
+// little, for what its log still holds.
+func readahead(r *router.Router, topic string) int {
+	class := r.Place(topic, tiers.TopicFacts{Known: true}).Class
+	if class.Tier != tiers.Diskless {
+		return formerReadahead
+	}
+	return class.Readahead
 }
 
 // learnExpansion remembers how much a partition's batches grew.

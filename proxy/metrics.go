@@ -22,6 +22,7 @@ type metrics struct {
 	acceptErrors   prometheus.Counter
 	dialErrors     prometheus.Counter
 	dropped        prometheus.Counter
+	crossed        prometheus.Counter
 	suppressed     prometheus.Counter
 	reserved       prometheus.Counter
 	unmapped       prometheus.Counter
@@ -48,6 +49,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		timeouts:       counter("sluice_proxy_timeouts_total", "Connections closed because the client took too long."),
 		acceptErrors:   counter("sluice_proxy_accept_errors_total", "Connections that the operating system could not hand over."),
 		dialErrors:     counter("sluice_proxy_dial_errors_total", "Connections to brokers that did not come about."),
+		crossed:        counter("sluice_proxy_crossed_requests_total", "Produce requests that waited for earlier ones of their producer on the other listener, because a topic has changed its class."),
 		dropped:        counter("sluice_proxy_requests_dropped_total", "Requests not forwarded because their client had gone."),
 		suppressed:     counter("sluice_proxy_log_suppressed_total", "Warnings not logged because there were too many."),
 		reserved:       counter("sluice_proxy_reserved_header_refused_total", "Produce requests refused because a record carried the header reserved for placeholders."),

@@ -30,6 +30,8 @@ type request struct {
 	received      time.Time
 	offloads      []*offloaded // Produce
 	offloading    bool         // the connection's producer counts it
+	passages      []passage    // Produce
+	room          [1]passage   // for passages, which are rarely more
 	limits        fetchLimits  // Fetch
 
 	hydrated int // bytes of the answer that are held beside its frame
@@ -152,10 +154,20 @@ func (c *conn) giveBack(r *request) {
 
 // finish returns what a request holds until it is answered or given up.
 func (c *conn) finish(r *request) {
+	c.landed(r)
+	<-c.slots
+}
+
+// landed notes that the broker has answered a request, or never will.
+func (c *conn) landed(r *request) {
 	if r.offloading {
+		r.offloading = false
 		c.producer.End()
 	}
-	<-c.slots
+	if r.passages != nil {
+		c.p.crossings.leave(r.passages)
+		r.passages = nil
+	}
 }
 
 // forward sends one request upstream, or its local answer to the client, and

@@ -47,6 +47,7 @@ type Payloads interface {
 	// Resolve splits fetched records into their whole batches, in order, and
 	// verifies every placeholder. A trailing partial batch is dropped. An
 	// error means that some placeholder could not be verified: pieces then
-	// holds what precedes it.
-	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte) (pieces []tiers.Piece, err error)
+	// holds what precedes it. readahead is how many objects may be read before
+	// their batches are loaded.
+	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) (pieces []tiers.Piece, err error)
 }

@@ -122,6 +122,7 @@ type Proxy struct {
 	requests  *budget
 	responses *budget
 	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
+	crossings *crossings
 	warnings  *rate.Limiter
 
 	ctx      context.Context // ends every connection
@@ -153,15 +154,16 @@ func New(opt Options) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{
-		opt:      opt,
-		limits:   opt.Limits.withDefaults(),
-		log:      opt.Logger,
-		metrics:  newMetrics(opt.Metrics),
-		apis:     newByKey(),
-		topics:   topics,
-		warnings: rate.NewLimiter(5, 50),
-		conns:    make(map[*conn]struct{}),
-		perIP:    make(map[string]int),
+		opt:       opt,
+		limits:    opt.Limits.withDefaults(),
+		log:       opt.Logger,
+		metrics:   newMetrics(opt.Metrics),
+		apis:      newByKey(),
+		topics:    topics,
+		crossings: newCrossings(),
+		warnings:  rate.NewLimiter(5, 50),
+		conns:     make(map[*conn]struct{}),
+		perIP:     make(map[string]int),
 	}
 	p.requests = newBudget(p.limits.RequestBytes, p.metrics.frameBytes.WithLabelValues("request"), p.metrics.frameWaits.WithLabelValues("request"), func() { p.cutStalled(func(c *conn) *stall { return &c.filling }) })
 	p.responses = newBudget(p.limits.ResponseBytes, p.metrics.frameBytes.WithLabelValues("response"), p.metrics.frameWaits.WithLabelValues("response"), func() { p.cutStalled(func(c *conn) *stall { return &c.toClient.stall }) })
@@ -228,7 +230,7 @@ func (p *Proxy) admit(client net.Conn, id int32) {
 		client = tls.Server(client, p.opt.TLS)
 	}
 	real := realID(id)
-	c := p.newConn(client, real, id != real)
+	c := p.newConn(client, ip, real, id != real)
 
 	p.mu.Lock()
 	refused := ""

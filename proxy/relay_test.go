@@ -49,7 +49,7 @@ func (inline) Offload(_ context.Context, _ tiers.OffloadRequest, notify func()) 
 func (inline) Result() tiers.Offloaded { return tiers.Offloaded{Inline: tiers.InlineSmall} }
 func (inline) Offered(*tiers.Producer) {}
 func (inline) Candidate([]byte) bool   { return false }
-func (inline) Resolve(context.Context, tiers.TopicPartition, []byte) ([]tiers.Piece, error) {
+func (inline) Resolve(context.Context, tiers.TopicPartition, []byte, int) ([]tiers.Piece, error) {
 	return nil, nil
 }
 

@@ -401,9 +401,13 @@ type scriptedOffload struct {
 	ctx     context.Context
 	notify  func()
 	records []byte
+	refused bool
 }
 
 func (o *scriptedOffload) Result() tiers.Offloaded {
+	if o.refused {
+		return tiers.Offloaded{Rejected: true}
+	}
 	if o.records == nil {
 		return tiers.Offloaded{Inline: tiers.InlineSmall}
 	}
@@ -448,7 +452,7 @@ func (s *scriptedPayloads) Candidate(records []byte) bool { return bytes.Contain
 
 var errForged = errors.New("a reference does not verify")
 
-func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, records []byte) (out []tiers.Piece, err error) {
+func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, records []byte, _ int) (out []tiers.Piece, err error) {
 	s.mu.Lock()
 	s.resolved = append(s.resolved, tp.Topic)
 	s.mu.Unlock()

@@ -1,0 +1,126 @@
+package proxy_test
+
+import (
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/sluice-kafka/sluice/proxy"
+)
+
+// forwarded is the records of the next Produce that a broker got.
+func forwarded(t *testing.T, b *peer) (corr int32, records string) {
+	t.Helper()
+	req := kmsg.NewPtrProduceRequest()
+	corr = b.received(req)
+	return corr, string(req.Topics[0].Partitions[0].Records)
+}
+
+func produceAnswered(version int16) kmsg.Response {
+	resp := kmsg.NewPtrProduceResponse()
+	resp.SetVersion(version)
+	return resp
+}
+
+// A producer that moves to a broker's other listener, as clients do when a
+// topic's class has changed, does not overtake itself.
+func TestAProducerThatMovesKeepsItsOrder(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		before, b1 := r.pair(on(true))
+		before.ask(1, produce(version, -1, [2]string{cold, "one"}))
+		b1.welcome()
+		after, b2 := r.pair(on(false))
+		after.ask(1, produce(version, -1, [2]string{cold, "two"}))
+		b2.welcome()
+		after.ask(2, heartbeat())
+		other, b3 := r.pair(on(false))
+		other.ask(1, produce(version, -1, [2]string{hot, "another topic's"}))
+		if _, got := forwarded(t, b3); got != "another topic's" {
+			t.Fatalf("the broker got %q", got)
+		}
+		offloads := r.payloads.offloaded()
+		if len(offloads) != 2 {
+			t.Fatalf("%d uploads began; that of a batch that waits must not wait", len(offloads))
+		}
+		offloads[1].finish("P2")
+		b2.silent("what came before it, on the other listener, is not durable")
+		offloads[0].finish("P1")
+		corr, got := forwarded(t, b1)
+		if got != "P1" {
+			t.Fatalf("the broker got %q", got)
+		}
+		b2.silent("what came before it is forwarded, but not answered")
+		b1.respond(corr, produceAnswered(version))
+		if _, got := forwarded(t, b2); got != "P2" {
+			t.Fatalf("the broker got %q", got)
+		}
+		if n := r.sum("sluice_proxy_crossed_requests_total"); n != 1 {
+			t.Errorf("%v requests are said to have waited", n)
+		}
+		// And back, behind what is under way now.
+		before.expect(1)
+		before.ask(2, produce(version, -1, [2]string{cold, "three"}))
+		r.payloads.offloaded()[2].finish("P3")
+		b1.silent("it has moved back, and its last batch is not answered")
+		_ = after.Close() // nor will be
+		if _, got := forwarded(t, b1); got != "P3" {
+			t.Fatalf("the broker got %q", got)
+		}
+	})
+}
+
+// The broker judges a batch that is not to be written, without being given it;
+// the client is told an error that it retries.
+func TestARejectedBatchIsNotWritten(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		version int16
+		broker  int16
+		want    int16
+	}{
+		{"a broker refuses an empty batch", 9, 87, 56},
+		{"an old broker says it otherwise", 9, 2, 56},
+		{"a client that does not know the error", 3, 87, 6},
+		{"who may not write is told so", 9, 29, 29},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inBubble(t, proxy.Limits{}, func(r *rig) {
+				client, b := r.pair(on(true))
+				client.ask(1, produce(c.version, -1, [2]string{cold, "one"}, [2]string{hot, "two"}))
+				b.welcome()
+				o := r.payloads.offloaded()[0]
+				o.refused = true
+				o.notify()
+				req := kmsg.NewPtrProduceRequest()
+				corr := b.received(req)
+				if len(req.Topics[0].Partitions[0].Records) != 0 || string(req.Topics[1].Partitions[0].Records) != "two" {
+					t.Fatalf("the broker got %+v", req.Topics)
+				}
+				resp := kmsg.NewPtrProduceResponse()
+				resp.SetVersion(c.version)
+				for i, topic := range []string{cold, hot} {
+					rt := kmsg.NewProduceResponseTopic()
+					rt.Topic = topic
+					p := kmsg.NewProduceResponseTopicPartition()
+					p.Partition = int32(i)
+					if topic == cold {
+						p.ErrorCode = c.broker
+					}
+					rt.Partitions = append(rt.Partitions, p)
+					resp.Topics = append(resp.Topics, rt)
+				}
+				b.respond(corr, resp)
+				got := kmsg.NewPtrProduceResponse()
+				got.SetVersion(c.version)
+				client.answer(1, got)
+				if code := got.Topics[0].Partitions[0].ErrorCode; code != c.want {
+					t.Errorf("the client is told %d, want %d", code, c.want)
+				}
+				if code := got.Topics[1].Partitions[0].ErrorCode; code != 0 {
+					t.Errorf("the other partition is told %d", code)
+				}
+			})
+		})
+	}
+}
