@@ -256,3 +256,37 @@ func TestConnectionLimits(t *testing.T) {
 		})
 	}
 }
+
+// Whoever announces large frames and sends no more of them holds nobody up for
+// long, whatever time a frame is given.
+func TestHalfSentFramesHoldNobodyUp(t *testing.T) {
+	k := sharedKafka(t)
+	var log lines
+	s := startSluice(t, replica{Kafka: k.Bootstrap(), Log: &log, Extra: "limits: { frame_bytes: 8MiB, request_memory_bytes: 16MiB, frame_timeout: 1h }\n"})
+	topics := []string{"half-sent-control", "half-sent-telemetry"}
+	for _, topic := range topics {
+		createTopic(t, s.Bootstrap, topic, 1)
+	}
+	h := history.New()
+	l := startLoad(t, h, workload{Bootstrap: s.Bootstrap, Topics: topics, Partitions: 1, PerSecond: 100})
+	l.awaitMore(20, topics...)
+	for range 2 { // all the memory there is
+		conn, err := net.Dial("tcp", s.Bootstrap)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write(binary.BigEndian.AppendUint32(nil, 8<<20-4)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "requests wait for memory", func() (bool, string) {
+		return s.metric(t, "sluice_proxy_frame_waits_total", "direction", "request") > 0, "none does"
+	})
+	l.awaitMore(50, topics...)
+	if !log.has("connection") {
+		t.Error("no log line tells of it")
+	}
+	l.stop()
+	readAll(t, h, "afterwards", s.Bootstrap, bootstrapOf(k), topics...)
+}
