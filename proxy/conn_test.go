@@ -476,11 +476,6 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 		"it half-closes": func(c *peer) {
 			_ = c.Conn.(*virtualConn).CloseWrite()
 		},
-		"it resets, with an answer unread": func(c *peer) {
-			c.ask(1000, heartbeat())
-			synctest.Wait()
-			c.Close()
-		},
 	}
 	for name, leave := range leave {
 		t.Run(name, func(t *testing.T) {
@@ -519,6 +514,32 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 			})
 		})
 	}
+	t.Run("whose leaving is noticed by writing to it", func(t *testing.T) {
+		inBubble(t, proxy.Limits{RequestsInFlight: 3}, func(r *rig) {
+			c, b := r.pair(on(true))
+			c.ask(0, produce(9, 0, [2]string{cold, "first"}))
+			b.welcome()
+			r.payloads.offloaded()[0].finish("P1")
+			b.received(kmsg.NewPtrProduceRequest())
+			c.ask(1, heartbeat())
+			b.received(heartbeat())
+			for i := range int32(2) {
+				c.ask(2+i, produce(9, 0, [2]string{cold, "x"}))
+			}
+			c.ask(4, heartbeat()) // for which there is no room: nobody reads any further
+			offloads := r.payloads.offloaded()[1:]
+			c.Close()
+			b.respond(1, heartbeat().ResponseKind())
+			synctest.Wait()
+			for _, o := range offloads {
+				o.finish("P1")
+			}
+			for range offloads {
+				b.received(kmsg.NewPtrProduceRequest())
+			}
+			b.closed()
+		})
+	})
 	t.Run("not for ever", func(t *testing.T) {
 		inBubble(t, proxy.Limits{DrainTimeout: 20 * time.Second}, func(r *rig) {
 			c, b := r.pair(on(true))
