@@ -27,10 +27,10 @@ type frame struct {
 	whole  *[]byte
 }
 
-// release gives the bytes back; the frame must not be used afterwards. It is
-// safe on nil and called once.
+// release gives the bytes back; they must not be used afterwards. It does
+// nothing for an empty frame, which a released one is.
 func (f *frame) release() {
-	if f == nil || f.b == nil {
+	if f.b == nil {
 		return
 	}
 	n := len(f.b)
@@ -38,16 +38,15 @@ func (f *frame) release() {
 	if f.pool != nil {
 		f.pool.Put(f.whole)
 	}
+	f.whole = nil
 	f.budget.release(n)
 }
 
 // forget gives the budget back but leaves the bytes to the collector: somebody
 // may still be reading them.
 func (f *frame) forget() {
-	if f != nil {
-		f.pool = nil
-		f.release()
-	}
+	f.pool = nil
+	f.release()
 }
 
 // budget bounds the bytes that frames of one direction hold in memory. Waiting
@@ -68,19 +67,20 @@ func newBudget(max int64, used prometheus.Gauge, held prometheus.Counter, reliev
 	return &budget{relieve: relieve, sem: semaphore.NewWeighted(max), used: used, held: held}
 }
 
-// frame waits for n bytes of budget and returns a frame of that length with
+// take waits for n bytes of budget and makes f a frame of that length with
 // undefined content. n is at most the budget.
-func (b *budget) frame(ctx context.Context, n int) (*frame, error) {
+func (b *budget) take(ctx context.Context, n int, f *frame) error {
 	if !b.sem.TryAcquire(int64(n)) {
 		b.held.Inc()
 		if err := b.wait(ctx, n); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	b.used.Add(float64(n))
 	class := max(minFrameBits, bits.Len(uint(n-1)))
 	if class > maxPooledBits {
-		return &frame{b: make([]byte, n), budget: b}, nil
+		*f = frame{b: make([]byte, n), budget: b}
+		return nil
 	}
 	pool := &b.pool[class]
 	whole, _ := pool.Get().(*[]byte)
@@ -88,7 +88,8 @@ func (b *budget) frame(ctx context.Context, n int) (*frame, error) {
 		buf := make([]byte, 1<<class)
 		whole = &buf
 	}
-	return &frame{b: (*whole)[:n], budget: b, pool: pool, whole: whole}, nil
+	*f = frame{b: (*whole)[:n], budget: b, pool: pool, whole: whole}
+	return nil
 }
 
 func (b *budget) wait(ctx context.Context, n int) error {

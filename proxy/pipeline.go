@@ -10,8 +10,8 @@ import (
 // are the reader's and the forward step's; the responder must not look at
 // them, for it may answer before the write that forwarded the request returns.
 type request struct {
-	in   *frame // the client's frame; nil for a request of our own
-	body int    // where the body begins in it
+	in   frame // the client's frame; empty for a request of our own
+	body int   // where the body begins in it
 
 	// out, when set, goes upstream in the place of in.
 	out [][]byte
@@ -148,7 +148,7 @@ func (c *conn) drop(r *request) {
 // giveBack returns what a request that will not be answered holds of limits.
 func (c *conn) giveBack(r *request) {
 	r.in.release()
-	r.in, r.out = nil, nil
+	r.out = nil
 	c.finish(r)
 }
 
@@ -199,7 +199,7 @@ func (c *conn) forward(r *request) error {
 	}
 	// The answer needs nothing of the request's bytes.
 	r.in.release()
-	r.in, r.out = nil, nil
+	r.out = nil
 	if r.silent {
 		c.finish(r)
 	}

@@ -92,22 +92,22 @@ func (c *conn) read() error {
 		case <-c.present.Done():
 			return context.Cause(c.present)
 		}
-		f, err := c.p.requests.frame(c.present, n)
-		if err != nil {
+		r := &request{}
+		if err := c.p.requests.take(c.present, n, &r.in); err != nil {
 			<-c.slots
 			return err
 		}
 		// From here on, the client is the one to be waited for.
 		c.readDeadline(c.p.limits.FrameTimeout)
 		c.filling.begin(time.Now())
-		err = in.fill(f)
+		err = in.fill(&r.in)
 		c.filling.end()
 		if err != nil {
 			<-c.slots
 			return c.readError(err)
 		}
 		idle = c.p.limits.IdleTimeout
-		if err := c.accept(f); err != nil {
+		if err := c.accept(r); err != nil {
 			return err
 		}
 	}
@@ -122,14 +122,14 @@ func (c *conn) readError(err error) error {
 }
 
 // accept decides what happens to one frame.
-func (c *conn) accept(f *frame) error {
-	r := &request{in: f, received: time.Now()}
-	if len(f.b) < wire.MinRequest {
+func (c *conn) accept(r *request) error {
+	r.received = time.Now()
+	if len(r.in.b) < wire.MinRequest {
 		c.giveBack(r)
 		return wire.ErrMalformed
 	}
 	var key int16
-	key, r.version, r.correlationID = wire.PeekRequest(f.b)
+	key, r.version, r.correlationID = wire.PeekRequest(r.in.b)
 	r.api = c.p.apis.find(key)
 	if r.api == nil {
 		c.giveBack(r)
@@ -144,7 +144,7 @@ func (c *conn) accept(f *frame) error {
 		c.giveBack(r)
 		return fmt.Errorf("%w: %s v%d; v%d to v%d were offered", errRefused, r.api.Name, r.version, r.api.Min, r.api.Max)
 	}
-	h, err := wire.ParseRequestHeader(f.b, r.version >= r.api.flexible)
+	h, err := wire.ParseRequestHeader(r.in.b, r.version >= r.api.flexible)
 	if err != nil {
 		c.giveBack(r)
 		return err

@@ -22,7 +22,6 @@ func (c *conn) expect(r *request) {
 // client that does not read them only stops itself.
 func (c *conn) answerHere(r *request) {
 	r.in.release()
-	r.in = nil
 	c.expectedMu.Lock()
 	defer c.expectedMu.Unlock()
 	c.expected = append(c.expected, r)
@@ -55,19 +54,19 @@ func (c *conn) answeredHead(r *request) {
 // responder reads the broker's answers and hands each to the client.
 func (c *conn) responder() error {
 	in := newFrameReader(c.toBroker.Conn, c.p.limits.MaxFrameBytes)
+	var resp frame
 	for {
 		n, err := in.await()
 		if err != nil {
 			return fmt.Errorf("reading from broker: %w", err)
 		}
-		resp, err := c.p.responses.frame(c.ctx, n)
-		if err != nil {
+		if err := c.p.responses.take(c.ctx, n, &resp); err != nil {
 			return err
 		}
-		if err := in.fill(resp); err != nil {
+		if err := in.fill(&resp); err != nil {
 			return fmt.Errorf("reading from broker: %w", err)
 		}
-		err = c.respond(resp)
+		err = c.respond(&resp)
 		resp.release()
 		if err != nil {
 			return err
