@@ -1,11 +1,9 @@
-package wire_test
+package wire
 
 import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
-
-	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
 // Parsing alone, of requests and answers with ten partitions each.
@@ -38,7 +36,7 @@ func BenchmarkParse(b *testing.B) {
 			b.SetBytes(int64(len(frame)))
 			b.ReportAllocs()
 			for b.Loop() {
-				h, err := wire.ParseRequestHeader(frame, true)
+				h, err := ParseRequestHeader(frame, true)
 				if err == nil {
 					err = parse(frame, h.Body)
 				}
@@ -54,7 +52,7 @@ func BenchmarkParse(b *testing.B) {
 			b.SetBytes(int64(len(frame)))
 			b.ReportAllocs()
 			for b.Loop() {
-				body, err := wire.ResponseBody(frame, true)
+				body, err := ResponseBody(frame, true)
 				if err == nil {
 					err = parse(frame, body)
 				}
@@ -64,12 +62,12 @@ func BenchmarkParse(b *testing.B) {
 			}
 		}
 	}
-	var p wire.Produce
-	var f wire.Fetch
-	var pr wire.ProduceResult
-	var fr wire.FetchResult
-	b.Run("Produce", request(produce, func(b []byte, body int) error { return wire.ParseProduce(&p, b, body, 11) }))
-	b.Run("Fetch", request(fetch, func(b []byte, body int) error { return wire.ParseFetch(&f, b, body, 12) }))
-	b.Run("ProduceResult", response(produced, func(b []byte, body int) error { return wire.ParseProduceResult(&pr, b, body, 11) }))
-	b.Run("FetchResult", response(fetched, func(b []byte, body int) error { return wire.ParseFetchResult(&fr, b, body, 12) }))
+	var p Produce
+	var f Fetch
+	var pr ProduceResult
+	var fr FetchResult
+	b.Run("Produce", request(produce, func(b []byte, body int) error { return ParseProduce(&p, b, body, 11) }))
+	b.Run("Fetch", request(fetch, func(b []byte, body int) error { return ParseFetch(&f, b, body, 12) }))
+	b.Run("ProduceResult", response(produced, func(b []byte, body int) error { return ParseProduceResult(&pr, b, body, 11) }))
+	b.Run("FetchResult", response(fetched, func(b []byte, body int) error { return ParseFetchResult(&fr, b, body, 12) }))
 }

@@ -1,4 +1,4 @@
-package wire_test
+package wire
 
 import (
 	"bytes"
@@ -10,8 +10,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"pgregory.net/rapid"
-
-	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
 // What kmsg encodes is the reference: the views must find in it what kmsg put
@@ -48,7 +46,7 @@ func optional(t *rapid.T, what string) *string {
 func drawProduce(t *rapid.T, version int16) *kmsg.ProduceRequest {
 	req := kmsg.NewPtrProduceRequest()
 	req.SetVersion(version)
-	flexible := version >= wire.ProduceFlexible
+	flexible := version >= ProduceFlexible
 	req.TransactionID = optional(t, "transactional id")
 	req.Acks, req.TimeoutMillis = rapid.Int16().Draw(t, "acks"), rapid.Int32().Draw(t, "timeout")
 	drawTags(t, flexible, &req.UnknownTags)
@@ -75,8 +73,8 @@ func encodeRequest(req kmsg.Request) []byte {
 }
 
 func header(t *rapid.T, frame []byte, req kmsg.Request) int {
-	key, version, correlation := wire.PeekRequest(frame)
-	h, err := wire.ParseRequestHeader(frame, req.IsFlexible())
+	key, version, correlation := PeekRequest(frame)
+	h, err := ParseRequestHeader(frame, req.IsFlexible())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,28 +97,28 @@ func TestProduceIsWhatKmsgEncodes(t *testing.T) {
 		version := rapid.Int16Range(0, 13).Draw(t, "version")
 		req := drawProduce(t, version)
 		frame := encodeRequest(req)
-		var view wire.Produce
-		if err := wire.ParseProduce(&view, frame, header(t, frame, req), version); err != nil {
+		var view Produce
+		if err := ParseProduce(&view, frame, header(t, frame, req), version); err != nil {
 			t.Fatal(err)
 		}
 		if view.Acks != req.Acks || view.TimeoutMillis != req.TimeoutMillis || view.Transactional != (version >= 3 && req.TransactionID != nil) {
 			t.Fatalf("view %+v", view)
 		}
-		var edits []wire.Edit
+		var edits []Edit
 		at := 0
 		for i := range req.Topics {
 			topic := &req.Topics[i]
 			for j := range topic.Partitions {
 				p, v := &topic.Partitions[j], view.Partitions[at]
 				at++
-				if version < wire.ProduceTopicIDs && string(v.Topic) != topic.Topic || version >= wire.ProduceTopicIDs && v.TopicID != topic.TopicID ||
+				if version < ProduceTopicIDs && string(v.Topic) != topic.Topic || version >= ProduceTopicIDs && v.TopicID != topic.TopicID ||
 					v.Partition != p.Partition || !bytes.Equal(frame[v.From:v.To], p.Records) {
 					t.Fatalf("partition %+v, want %+v", v, p)
 				}
 				if rapid.Bool().Draw(t, "edited") {
 					p.Records = records.Draw(t, "placeholder")
 					half := len(p.Records) / 2
-					edits = append(edits, wire.RecordsEdit(v.LenAt, v.To, version >= wire.ProduceFlexible, p.Records[:half], p.Records[half:]))
+					edits = append(edits, RecordsEdit(v.LenAt, v.To, version >= ProduceFlexible, p.Records[:half], p.Records[half:]))
 				}
 			}
 		}
@@ -128,7 +126,7 @@ func TestProduceIsWhatKmsgEncodes(t *testing.T) {
 			t.Fatalf("%d partitions, want %d", len(view.Partitions), at)
 		}
 		before := bytes.Clone(frame)
-		got, want := join(wire.Splice(frame, edits)), encodeRequest(req)
+		got, want := join(Splice(frame, edits)), encodeRequest(req)
 		if !bytes.Equal(got, want) {
 			t.Fatalf("spliced\n%x, want\n%x", got, want)
 		}
@@ -141,7 +139,7 @@ func TestProduceIsWhatKmsgEncodes(t *testing.T) {
 func TestFetchIsWhatKmsgEncodes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		version := rapid.Int16Range(4, 18).Draw(t, "version")
-		flexible := version >= wire.FetchFlexible
+		flexible := version >= FetchFlexible
 		req := kmsg.NewPtrFetchRequest()
 		req.SetVersion(version)
 		req.ReplicaID = rapid.Int32().Draw(t, "replica")
@@ -174,8 +172,8 @@ func TestFetchIsWhatKmsgEncodes(t *testing.T) {
 			req.ForgottenTopics = append(req.ForgottenTopics, topic)
 		}
 		frame := encodeRequest(req)
-		var view wire.Fetch
-		if err := wire.ParseFetch(&view, frame, header(t, frame, req), version); err != nil {
+		var view Fetch
+		if err := ParseFetch(&view, frame, header(t, frame, req), version); err != nil {
 			t.Fatal(err)
 		}
 		session := req.SessionEpoch
@@ -195,7 +193,7 @@ func TestFetchIsWhatKmsgEncodes(t *testing.T) {
 			for j := range topic.Partitions {
 				p, v := &topic.Partitions[j], view.Partitions[at]
 				at++
-				if version < wire.FetchTopicIDs && string(v.Topic) != topic.Topic || version >= wire.FetchTopicIDs && v.TopicID != topic.TopicID || v.Partition != p.Partition {
+				if version < FetchTopicIDs && string(v.Topic) != topic.Topic || version >= FetchTopicIDs && v.TopicID != topic.TopicID || v.Partition != p.Partition {
 					t.Fatalf("partition %+v, want %+v", v, p)
 				}
 				put(v.MaxAt, 16)
@@ -205,18 +203,18 @@ func TestFetchIsWhatKmsgEncodes(t *testing.T) {
 		if at != len(view.Partitions) {
 			t.Fatalf("%d partitions, want %d", len(view.Partitions), at)
 		}
-		var edits []wire.Edit
+		var edits []Edit
 		if version >= 11 {
 			none := []byte{0, 0}
 			if flexible {
 				none = []byte{1}
 			}
-			edits = append(edits, wire.Edit{From: view.RackAt, To: view.RackEnd, With: [][]byte{none}})
+			edits = append(edits, Edit{From: view.RackAt, To: view.RackEnd, With: [][]byte{none}})
 			req.Rack = ""
 		} else if view.RackAt != view.RackEnd {
 			t.Fatalf("a rack at %d to %d", view.RackAt, view.RackEnd)
 		}
-		if got, want := join(wire.Splice(frame, edits)), encodeRequest(req); !bytes.Equal(got, want) {
+		if got, want := join(Splice(frame, edits)), encodeRequest(req); !bytes.Equal(got, want) {
 			t.Fatalf("patched\n%x, want\n%x", got, want)
 		}
 	})
@@ -228,17 +226,17 @@ func encodeResponse(resp kmsg.Response) []byte {
 		b = append(b, 0)
 	}
 	b = resp.AppendTo(b)
-	wire.SetSize(b)
+	SetSize(b)
 	return b
 }
 
 func responseBody(t *rapid.T, frame []byte, resp kmsg.Response) int {
-	body, err := wire.ResponseBody(frame, resp.IsFlexible())
+	body, err := ResponseBody(frame, resp.IsFlexible())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if wire.CorrelationID(frame) != 77 {
-		t.Fatalf("correlation id %d", wire.CorrelationID(frame))
+	if CorrelationID(frame) != 77 {
+		t.Fatalf("correlation id %d", CorrelationID(frame))
 	}
 	return body
 }
@@ -246,7 +244,7 @@ func responseBody(t *rapid.T, frame []byte, resp kmsg.Response) int {
 func TestProduceResultIsWhatKmsgEncodes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		version := rapid.Int16Range(0, 13).Draw(t, "version")
-		flexible := version >= wire.ProduceFlexible
+		flexible := version >= ProduceFlexible
 		resp := kmsg.NewPtrProduceResponse()
 		resp.SetVersion(version)
 		drawTags(t, flexible, &resp.UnknownTags)
@@ -276,8 +274,8 @@ func TestProduceResultIsWhatKmsgEncodes(t *testing.T) {
 			resp.Brokers = append(resp.Brokers, kmsg.NewProduceResponseBroker())
 		}
 		frame := encodeResponse(resp)
-		var view wire.ProduceResult
-		if err := wire.ParseProduceResult(&view, frame, responseBody(t, frame, resp), version); err != nil {
+		var view ProduceResult
+		if err := ParseProduceResult(&view, frame, responseBody(t, frame, resp), version); err != nil {
 			t.Fatal(err)
 		}
 		if view.Endpoints != (len(resp.Brokers) > 0) {
@@ -289,7 +287,7 @@ func TestProduceResultIsWhatKmsgEncodes(t *testing.T) {
 			for j := range topic.Partitions {
 				p, v := &topic.Partitions[j], view.Partitions[at]
 				at++
-				if version < wire.ProduceTopicIDs && string(v.Topic) != topic.Topic || version >= wire.ProduceTopicIDs && v.TopicID != topic.TopicID ||
+				if version < ProduceTopicIDs && string(v.Topic) != topic.Topic || version >= ProduceTopicIDs && v.TopicID != topic.TopicID ||
 					v.Partition != p.Partition || v.Error != p.ErrorCode {
 					t.Fatalf("partition %+v, want %+v", v, p)
 				}
@@ -310,7 +308,7 @@ func TestProduceResultIsWhatKmsgEncodes(t *testing.T) {
 func TestFetchResultIsWhatKmsgEncodes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		version := rapid.Int16Range(4, 18).Draw(t, "version")
-		flexible := version >= wire.FetchFlexible
+		flexible := version >= FetchFlexible
 		resp := kmsg.NewPtrFetchResponse()
 		resp.SetVersion(version)
 		drawTags(t, flexible, &resp.UnknownTags)
@@ -342,21 +340,21 @@ func TestFetchResultIsWhatKmsgEncodes(t *testing.T) {
 			resp.Brokers = append(resp.Brokers, kmsg.NewFetchResponseBroker())
 		}
 		frame := encodeResponse(resp)
-		var view wire.FetchResult
-		if err := wire.ParseFetchResult(&view, frame, responseBody(t, frame, resp), version); err != nil {
+		var view FetchResult
+		if err := ParseFetchResult(&view, frame, responseBody(t, frame, resp), version); err != nil {
 			t.Fatal(err)
 		}
 		if view.Endpoints != (len(resp.Brokers) > 0) {
 			t.Fatalf("endpoints %v, want %d", view.Endpoints, len(resp.Brokers))
 		}
-		var edits []wire.Edit
+		var edits []Edit
 		at := 0
 		for i := range resp.Topics {
 			topic := &resp.Topics[i]
 			for j := range topic.Partitions {
 				p, v := &topic.Partitions[j], view.Partitions[at]
 				at++
-				if version < wire.FetchTopicIDs && string(v.Topic) != topic.Topic || version >= wire.FetchTopicIDs && v.TopicID != topic.TopicID ||
+				if version < FetchTopicIDs && string(v.Topic) != topic.Topic || version >= FetchTopicIDs && v.TopicID != topic.TopicID ||
 					v.Partition != p.Partition || !bytes.Equal(frame[v.From:v.To], p.RecordBatches) {
 					t.Fatalf("partition %+v, want %+v", v, p)
 				}
@@ -368,11 +366,11 @@ func TestFetchResultIsWhatKmsgEncodes(t *testing.T) {
 				}
 				if rapid.Bool().Draw(t, "edited") {
 					p.RecordBatches = records.Draw(t, "hydrated")
-					edits = append(edits, wire.RecordsEdit(v.LenAt, v.To, flexible, p.RecordBatches))
+					edits = append(edits, RecordsEdit(v.LenAt, v.To, flexible, p.RecordBatches))
 				}
 			}
 		}
-		if got, want := join(wire.Splice(frame, edits)), encodeResponse(resp); !bytes.Equal(got, want) {
+		if got, want := join(Splice(frame, edits)), encodeResponse(resp); !bytes.Equal(got, want) {
 			t.Fatalf("spliced\n%x, want\n%x", got, want)
 		}
 	})
@@ -382,15 +380,15 @@ func TestCutShortIsMalformed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		version := rapid.Int16Range(0, 13).Draw(t, "version")
 		frame := encodeRequest(drawProduce(t, version))
-		h, err := wire.ParseRequestHeader(frame, version >= wire.ProduceFlexible)
+		h, err := ParseRequestHeader(frame, version >= ProduceFlexible)
 		if err != nil {
 			t.Fatal(err)
 		}
 		cut := frame[:rapid.IntRange(h.Body, len(frame)-1).Draw(t, "cut")]
-		if err := wire.ParseProduce(&wire.Produce{}, cut, h.Body, version); !errors.Is(err, wire.ErrMalformed) {
+		if err := ParseProduce(&Produce{}, cut, h.Body, version); !errors.Is(err, ErrMalformed) {
 			t.Fatalf("a frame cut after %d of %d bytes: %v", len(cut), len(frame), err)
 		}
-		if err := wire.ParseProduce(&wire.Produce{}, append(frame, 0), h.Body, version); !errors.Is(err, wire.ErrMalformed) {
+		if err := ParseProduce(&Produce{}, append(frame, 0), h.Body, version); !errors.Is(err, ErrMalformed) {
 			t.Fatalf("a frame with a byte too many: %v", err)
 		}
 	})
@@ -423,7 +421,7 @@ func FuzzParsers(f *testing.F) {
 		f.Add(encodeRequest(produce), min(version, 13))
 	}
 	f.Fuzz(func(t *testing.T, frame []byte, version int16) {
-		if version < 0 || version > 18 || len(frame) < wire.MinRequest {
+		if version < 0 || version > 18 || len(frame) < MinRequest {
 			return
 		}
 		within := func(what string, from, to int) {
@@ -433,21 +431,21 @@ func FuzzParsers(f *testing.F) {
 		}
 		before := bytes.Clone(frame)
 		for _, flexible := range []bool{false, true} {
-			h, err := wire.ParseRequestHeader(frame, flexible)
-			body, err2 := wire.ResponseBody(frame, flexible)
+			h, err := ParseRequestHeader(frame, flexible)
+			body, err2 := ResponseBody(frame, flexible)
 			if err == nil {
-				var p wire.Produce
-				if wire.ParseProduce(&p, frame, h.Body, version) == nil {
-					var edits []wire.Edit
+				var p Produce
+				if ParseProduce(&p, frame, h.Body, version) == nil {
+					var edits []Edit
 					for _, v := range p.Partitions {
 						within("records", v.From, v.To)
 						within("length", v.LenAt, v.From)
-						edits = append(edits, wire.RecordsEdit(v.LenAt, v.To, version >= wire.ProduceFlexible, []byte("x")))
+						edits = append(edits, RecordsEdit(v.LenAt, v.To, version >= ProduceFlexible, []byte("x")))
 					}
-					wire.Splice(frame, edits)
+					Splice(frame, edits)
 				}
-				var q wire.Fetch
-				if wire.ParseFetch(&q, frame, h.Body, version) == nil {
+				var q Fetch
+				if ParseFetch(&q, frame, h.Body, version) == nil {
 					within("min", q.MinAt, q.MinAt+4)
 					within("max", q.MaxAt, q.MaxAt+4)
 					within("rack", q.RackAt, q.RackEnd)
@@ -457,36 +455,36 @@ func FuzzParsers(f *testing.F) {
 				}
 			}
 			if err2 == nil {
-				var p wire.ProduceResult
-				if wire.ParseProduceResult(&p, frame, body, version) == nil {
+				var p ProduceResult
+				if ParseProduceResult(&p, frame, body, version) == nil {
 					for _, v := range p.Partitions {
 						within("error", v.ErrorAt, v.ErrorAt+2)
 						within("leader", v.LeaderAt, v.LeaderAt+4)
 					}
 				}
-				var q wire.FetchResult
-				if wire.ParseFetchResult(&q, frame, body, version) == nil {
-					var edits []wire.Edit
+				var q FetchResult
+				if ParseFetchResult(&q, frame, body, version) == nil {
+					var edits []Edit
 					for _, v := range q.Partitions {
 						within("records", v.From, v.To)
 						within("length", v.LenAt, v.From)
 						within("leader", v.LeaderAt, v.LeaderAt+4)
-						edits = append(edits, wire.RecordsEdit(v.LenAt, v.To, version >= wire.FetchFlexible, []byte("x")))
+						edits = append(edits, RecordsEdit(v.LenAt, v.To, version >= FetchFlexible, []byte("x")))
 					}
-					if version >= wire.FetchFlexible {
+					if version >= FetchFlexible {
 						within("tags", q.TagsFrom, q.TagsTo)
-						edits = append(edits, wire.Edit{From: q.TagsFrom, To: q.TagsTo})
+						edits = append(edits, Edit{From: q.TagsFrom, To: q.TagsTo})
 					}
-					wire.Splice(frame, edits)
+					Splice(frame, edits)
 				}
 			}
 		}
 		for rest := frame; ; {
-			b, after, ok := wire.NextBatch(rest)
+			b, after, ok := NextBatch(rest)
 			if !ok {
 				break
 			}
-			if b.Size()+len(after) != len(rest) || b.IsV2() && len(b.Body()) != b.Size()-wire.BatchHeaderSize {
+			if b.Size()+len(after) != len(rest) || b.IsV2() && len(b.Body()) != b.Size()-BatchHeaderSize {
 				t.Fatal("a batch of another size than its own")
 			}
 			rest = after
@@ -500,8 +498,8 @@ func FuzzParsers(f *testing.F) {
 func TestVarints(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := rapid.SliceOfN(rapid.Byte(), 0, 12).Draw(t, "bytes")
-		v, n := wire.Varint(b)
-		l, m := wire.Varlong(b)
+		v, n := Varint(b)
+		l, m := Varlong(b)
 		if n < 0 || n > min(5, len(b)) || m < 0 || m > min(10, len(b)) {
 			t.Fatalf("%d and %d bytes of %d", n, m, len(b))
 		}
@@ -518,7 +516,7 @@ func TestVarints(t *testing.T) {
 		{[]byte{0xff, 0xff, 0xff, 0xff, 0x0f}, -1 << 31, 5}, {[]byte{0x80, 0}, 0, 2}, {[]byte{0x80}, 0, 0}, {nil, 0, 0},
 		{[]byte{0x80, 0x80, 0x80, 0x80, 0x80, 0}, 0, 0},
 	} {
-		if v, n := wire.Varint(tc.b); v != tc.want || n != tc.n {
+		if v, n := Varint(tc.b); v != tc.want || n != tc.n {
 			t.Errorf("% x: %d in %d bytes, want %d in %d", tc.b, v, n, tc.want, tc.n)
 		}
 	}
