@@ -21,7 +21,9 @@ type metrics struct {
 	buffered       prometheus.Gauge
 	parked         prometheus.Gauge
 	budgetLeft     prometheus.GaugeFunc
-	healthy        *prometheus.GaugeVec // store
+	healthy        *prometheus.GaugeVec   // store
+	readable       *prometheus.GaugeVec   // store
+	getsRefused    *prometheus.CounterVec // store
 	cacheHits      *prometheus.CounterVec
 	cacheMisses    prometheus.Counter
 	cacheEvictions *prometheus.CounterVec
@@ -77,6 +79,8 @@ func newMetrics(reg prometheus.Registerer, budget *inlineBudget) *metrics {
 		buffered:       gauge("sluice_diskless_buffered_bytes", "Bytes of batches that wait for their object to be durable."),
 		parked:         gauge("sluice_diskless_parked_batches", "Batches that wait for buffer space (limits.write_buffer)."),
 		healthy:        gauges("sluice_diskless_store_healthy", "1 while the store takes objects, 0 while batches go inline.", "store"),
+		readable:       gauges("sluice_diskless_store_readable", "1 while the store answers reads, 0 while readers are refused at once and one a second tries.", "store"),
+		getsRefused:    counters("sluice_diskless_refused_gets_total", "Chunks that were not asked for because their store gives no answer.", "store"),
 		cacheHits:      counters("sluice_diskless_cache_hits_total", "Chunks found in memory.", "segment"),
 		cacheMisses:    counter("sluice_diskless_cache_misses_total", "Chunks not found in memory."),
 		cacheEvictions: counters("sluice_diskless_cache_evictions_total", "Chunks evicted to stay within limits.cache_bytes.", "segment"),

@@ -281,24 +281,51 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
 	name := k.store + "/" + objectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
 	return t.loads.DoChan(name, func() (any, error) {
-		// Detached: whoever asked first may leave, the others still wait.
-		ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
-		defer cancel()
-		store := w.handle().Store
-		if store == nil {
+		if w.handle().Store == nil {
 			return nil, objstore.ErrUnavailable
 		}
 		if b := t.cache.peek(k); b != nil {
 			return b, nil // another's GET ended between the look above and here
 		}
-		t.metrics.gets.Inc()
-		b, err := store.Get(ctx, objectKey(k.id, k.audit), int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
-		if err != nil {
-			return nil, err
+		probe, err := w.reads.allow(time.Now())
+		if err == nil {
+			return t.get(w, k)
 		}
-		t.cache.add(k, b, t.isRecent(k.id))
-		return b, nil
+		if probe {
+			go func() { _, _ = t.get(w, k) }() // it ends with the tier, or with GetTimeout
+		}
+		t.metrics.getsRefused.WithLabelValues(w.name).Inc()
+		return nil, fmt.Errorf("the store gives no answer and is tried every %v: %w", t.limits.ProbeInterval, err)
 	})
+}
+
+// get reads a chunk and keeps it.
+func (t *Tier) get(w *writer, k chunkKey) ([]byte, error) {
+	// Detached: whoever asked first may leave, the others still wait.
+	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
+	defer cancel()
+	t.metrics.gets.Inc()
+	b, err := w.handle().Store.Get(ctx, objectKey(k.id, k.audit), int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
+	if turned, readable := w.reads.note(err, t.limits.ProbeInterval); turned {
+		t.readable(w, readable, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.cache.add(k, b, t.isRecent(k.id))
+	return b, nil
+}
+
+// readable notes that a store's being readable has turned.
+func (t *Tier) readable(w *writer, readable bool, err error) {
+	if readable {
+		t.metrics.readable.WithLabelValues(w.name).Set(1)
+		t.log.Info().Str("store", w.name).Msg("the object store can be read again")
+		return
+	}
+	t.metrics.readable.WithLabelValues(w.name).Set(0)
+	t.log.Error().Err(err).Str("store", w.name).Dur("tried_every", t.limits.ProbeInterval).
+		Msg("the object store cannot be read: readers of what is not in memory get KAFKA_STORAGE_ERROR at once, and try again; check the store")
 }
 
 func (t *Tier) isRecent(id ulid.ULID) bool {

@@ -222,6 +222,7 @@ type StoreStatus struct {
 	Name    string
 	Healthy bool
 	Err     string // what the last PUT said, when not healthy
+	ReadErr string // what the last read said, when the store cannot be read
 }
 
 // Status lists the stores, by name.

@@ -180,6 +180,8 @@ type writer struct {
 	name string
 	puts chan struct{} // one for each PUT at a time
 
+	reads readBreaker
+
 	mu       sync.Mutex
 	store    StoreHandle // zero until attached
 	open     map[classKey]*object
@@ -200,6 +202,7 @@ type writer struct {
 
 func newWriter(t *Tier, name string, closed bool) *writer {
 	t.metrics.healthy.WithLabelValues(name).Set(0)
+	t.metrics.readable.WithLabelValues(name).Set(1)
 	return &writer{
 		tier: t, name: name, failing: true, lastErr: errors.New("the store could not be opened yet"),
 		puts: make(chan struct{}, t.limits.PutConcurrency), pause: t.limits.ProbeInterval,
@@ -260,6 +263,9 @@ func (w *writer) status() StoreStatus {
 	s := StoreStatus{Name: w.name, Healthy: !w.failing}
 	if w.failing && w.lastErr != nil {
 		s.Err = w.lastErr.Error()
+	}
+	if err := w.reads.state(); err != nil {
+		s.ReadErr = err.Error()
 	}
 	return s
 }

@@ -233,6 +233,9 @@ func (s *Server) Health() admin.Health {
 		if !store.Healthy {
 			h.Degraded = append(h.Degraded, fmt.Sprintf("store %s: %s; its topics' batches go inline, within limits.inline_bytes_*", store.Name, store.Err))
 		}
+		if store.ReadErr != "" {
+			h.Degraded = append(h.Degraded, fmt.Sprintf("store %s cannot be read: %s; readers of what is not in memory get KAFKA_STORAGE_ERROR and try again", store.Name, store.ReadErr))
+		}
 	}
 	return h
 }

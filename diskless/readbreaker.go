@@ -1,0 +1,65 @@
+package diskless
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+)
+
+// tripAfter so many reads in a row to which a store gave no answer, it counts as
+// unreadable.
+const tripAfter = 3
+
+// readBreaker keeps a store that gives no answer from holding up its readers:
+// they are told at once, and now and then what one of them wanted is tried
+// behind its back. An answer, whichever, mends it.
+type readBreaker struct {
+	mu       sync.Mutex
+	failures int // in a row
+	lastErr  error
+	probing  bool
+	next     time.Time // not before may it be tried again
+}
+
+// allow returns nil when a read may go to the store, or why not; probe says
+// that it is time to try all the same, without anybody waiting.
+func (b *readBreaker) allow(now time.Time) (probe bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failures < tripAfter {
+		return false, nil
+	}
+	if !b.probing && !now.Before(b.next) {
+		b.probing, probe = true, true
+	}
+	return probe, b.lastErr
+}
+
+// note what a read has come to; it reports whether the store's state turned.
+func (b *readBreaker) note(err error, pause time.Duration) (turned, readable bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.probing, b.next = false, time.Now().Add(pause)
+	before := b.failures < tripAfter
+	if errors.Is(err, objstore.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+		b.failures++
+		b.lastErr = err
+	} else {
+		b.failures = 0
+	}
+	readable = b.failures < tripAfter
+	return before != readable, readable
+}
+
+// state is for /readyz: nil while the store can be read.
+func (b *readBreaker) state() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.failures < tripAfter {
+		return nil
+	}
+	return b.lastErr
+}

@@ -1,0 +1,76 @@
+package diskless
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+)
+
+// A store that swallows requests holds up its first readers for the GET's
+// timeout, and nobody after them; what is in memory is read all the while.
+func TestAStoreThatGivesNoAnswerHoldsNobodyUpForLong(t *testing.T) {
+	inBubble(t, Limits{GetTimeout: 10 * time.Second, ProbeInterval: time.Second}, func(t *testing.T, r *rig) {
+		var stored []*sent
+		for range 8 {
+			s := r.send(offer{})
+			s.placeholder()
+			stored = append(stored, s)
+		}
+		reader := r.another(Limits{GetTimeout: 10 * time.Second, ProbeInterval: time.Second})
+		read := func(s *sent) (time.Duration, error) {
+			began := time.Now()
+			got, err := load(t.Context(), reader, s.tp, plain.appends(s.placeholder()))
+			if err == nil && !bytes.Equal(got, plain.consumed(s.batch)) {
+				t.Fatal("other bytes came back")
+			}
+			return time.Since(began), err
+		}
+		if _, err := read(stored[0]); err != nil {
+			t.Fatal(err)
+		}
+		r.faulty.Decide(func(op objstore.Op, _ string) objstore.Fault {
+			if op == objstore.OpGet {
+				return objstore.Fault{Delay: time.Hour}
+			}
+			return objstore.Fault{}
+		})
+		for _, s := range stored[1:4] {
+			if took, err := read(s); !errors.Is(err, ErrUnreadable) || took != 10*time.Second {
+				t.Fatalf("%v after %v", err, took)
+			}
+		}
+		if reader.Status()[0].ReadErr == "" || testutil.ToFloat64(reader.metrics.readable.WithLabelValues("default")) != 0 {
+			t.Error("nobody is told that the store cannot be read")
+		}
+		asked := r.store.Count(objstore.OpGet)
+		for i := range 1000 { // ten seconds of four impatient readers
+			if took, err := read(stored[4+i%4]); !errors.Is(err, ErrUnreadable) || took != 0 {
+				t.Fatalf("%v after %v: the store is known to give no answer", err, took)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := r.store.Count(objstore.OpGet) - asked; n > 1 {
+			t.Fatalf("it was tried %d times at a time", n)
+		}
+		if took, err := read(stored[0]); err != nil || took != 0 {
+			t.Fatalf("what is in memory: %v after %v", err, took)
+		}
+		r.faulty.Decide(nil)
+		time.Sleep(20 * time.Second)
+		_, _ = read(stored[1]) // which tries
+		time.Sleep(time.Second)
+		for _, s := range stored {
+			if _, err := read(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if reader.Status()[0].ReadErr != "" || testutil.ToFloat64(reader.metrics.readable.WithLabelValues("default")) != 1 {
+			t.Error("it is still said to be unreadable")
+		}
+	})
+}
