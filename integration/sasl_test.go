@@ -94,6 +94,18 @@ func TestClientsAreThemselves(t *testing.T) {
 		}
 	}
 
+	// ACLs take effect a moment after they are acknowledged.
+	for _, user := range []string{"writer", "reader"} {
+		as := kadm.NewClient(client(t, plaintext.Bootstrap, kgo.SASL(digest(user))))
+		eventually(t, user+" may see both topics", func() (bool, string) {
+			listed, err := as.ListTopics(t.Context(), topics...)
+			if err == nil {
+				err = listed.Error()
+			}
+			return err == nil, fmt.Sprint(err)
+		})
+	}
+
 	for _, c := range []struct {
 		name  string
 		at    *sluice
