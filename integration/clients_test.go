@@ -25,8 +25,9 @@ var codecs = []string{"none", "gzip", "snappy", "lz4", "zstd"}
 type clientLibrary interface {
 	name() string
 	// producer writes with one codec until the test ends. Each call returns
-	// when all its records are acknowledged; those of one partition are
-	// written in order, as one batch if the library can be made to.
+	// when all its records are acknowledged, or the test has failed; those of
+	// one partition are written in order, as one batch if the library can be
+	// made to. Several producers may write at a time.
 	producer(t testing.TB, bootstrap, codec string) func(records []*kgo.Record)
 	// consume reads n records of one topic from its start.
 	consume(t testing.TB, bootstrap string, n int, topic string) []*kgo.Record
@@ -61,7 +62,7 @@ func (franz) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record)
 			})
 		}
 		if err := cl.Flush(ctx); err != nil {
-			t.Fatal(err)
+			t.Errorf("flushing: %v", err)
 		}
 	}
 }
@@ -116,7 +117,8 @@ func (saramaClient) producer(t testing.TB, bootstrap, codec string) func([]*kgo.
 			messages = append(messages, m)
 		}
 		if err := p.SendMessages(messages); err != nil {
-			t.Fatal(err)
+			t.Errorf("producing: %v", err)
+			return
 		}
 		for i, m := range messages {
 			records[i].Offset = m.Offset
@@ -194,17 +196,18 @@ func (j javaClient) producer(t testing.TB, bootstrap, codec string) func([]*kgo.
 			in.WriteByte('\n')
 		}
 		// Nothing goes before the flush at the end, or a full batch.
-		out := j.jvm.Java(t, in.String(), "Client", "produce", bootstrap, "compression.type="+codec, "linger.ms=60000", "delivery.timeout.ms=120000",
+		r := j.jvm.TryJava(in.String(), "Client", "produce", bootstrap, "compression.type="+codec, "linger.ms=60000", "delivery.timeout.ms=120000",
 			"batch.size=1000000", "max.request.size=1048576")
-		lines := strings.Split(strings.TrimSpace(out), "\n")
-		if len(lines) != len(records) {
-			t.Fatalf("Java acknowledged %d of %d records", len(lines), len(records))
+		lines := strings.Split(strings.TrimSpace(r.Stdout), "\n")
+		if r.Err != nil || len(lines) != len(records) {
+			t.Errorf("Java acknowledged %d of %d records: %v\n%s", len(lines), len(records), r.Err, r.Stderr)
+			return
 		}
 		for i, line := range lines {
 			f := strings.Fields(line)
 			offset, err := strconv.ParseInt(f[2], 10, 64)
 			if err != nil {
-				t.Fatal(err)
+				t.Errorf("Java printed %q", line)
 			}
 			records[i].Offset = offset
 		}
