@@ -209,8 +209,16 @@ func TestJavaToolsSeeTheCluster(t *testing.T) {
 	if n := strings.Count(dirs, `{"broker":`); n != len(x.kafka.Nodes()) {
 		t.Errorf("kafka-log-dirs lists %d brokers", n)
 	}
-	x.equal("kafka-consumer-groups", "--list")
-	x.equal("kafka-transactions", "list")
+	// The tools ask every node of Metadata for its groups and transactions; the
+	// diskless ones have none.
+	target{bootstrap: x.sluice.Bootstrap, sluice: x.sluice}.create(t, "listed", 1)
+	franzTransact(t, x.sluice.Bootstrap, filled("listed", 1, 1), true)
+	franzMember()(t, x.sluice.Bootstrap, "listed-group", "listed", 1)
+	for tool, args := range map[string][]string{"kafka-consumer-groups": {"--list"}, "kafka-transactions": {"list"}} {
+		if out := x.equal(tool, args...); strings.Count(out, "listed") != 1 {
+			t.Errorf("%s lists what there is once %d times:\n%s", tool, strings.Count(out, "listed"), out)
+		}
+	}
 
 	brokers := func(args ...string) []string { return append([]string{"--entity-type", "brokers"}, args...) }
 	one := func(args ...string) []string { return brokers(append([]string{"--entity-name", "2"}, args...)...) }
