@@ -6,9 +6,9 @@
 // order. A request takes three steps, each in order (DESIGN.md, "The life of a
 // request"):
 //
-//	read     the connection's reader takes a frame and decides (apis.go)
+//	read     the connection's reader takes a frame and decides (reader.go, apis.go)
 //	forward  it goes upstream, perhaps after waiting for object storage (pipeline.go)
-//	answer   the responder takes the broker's answer and hands it to the client
+//	answer   the responder takes the broker's answer and hands it to the client (responder.go)
 //
 // The package knows the tiers only by the interfaces in ports.go.
 package proxy

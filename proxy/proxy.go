@@ -38,7 +38,7 @@ type Limits struct {
 	DialTimeout         time.Duration // to connect to a broker
 	FactsTimeout        time.Duration // to learn a topic's configuration
 	HydrateTimeout      time.Duration // to read the objects of one Fetch answer
-	DrainTimeout        time.Duration // for acks=0 records of a client that has gone
+	DrainTimeout        time.Duration // for acks=0 records of a client that has gone, and for answers owed to one that is to go
 }
 
 // DefaultLimits are the limits of a proxy that was told none.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -53,9 +54,9 @@ func (inline) Resolve(context.Context, tiers.TopicPartition, []byte, int) ([]tie
 	return nil, nil
 }
 
-func startProxy(t *testing.T, first int) (seed string) {
+func startProxy(t *testing.T, stack *kfake.VirtualNetwork, first int) (seed string) {
 	t.Helper()
-	fake, err := kfake.NewCluster(kfake.NumBrokers(3), kfake.SeedTopics(3, "control-a", "telemetry-a"))
+	fake, err := kfake.NewCluster(kfake.ListenFn(stack.Listen), kfake.Ports(9092, 9093, 9094), kfake.NumBrokers(3), kfake.SeedTopics(3, "control-a", "telemetry-a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,11 +69,11 @@ func startProxy(t *testing.T, first int) (seed string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var d net.Dialer
 	p, err := proxy.New(proxy.Options{
 		Bootstrap: "127.0.0.1:" + strconv.Itoa(first),
 		Layout:    proxy.Layout{Advertise: "127.0.0.1", Bind: "127.0.0.1", FirstPort: first + 1, Nodes: []proxy.NodeRange{{First: 0, Last: 4}}},
-		Brokers:   fakeBrokers{fake.ListenAddrs(), d.DialContext},
+		Brokers:   fakeBrokers{fake.ListenAddrs(), stack.DialContext},
+		Listen:    stack.Listen,
 		Payloads:  inline{},
 		Router:    func() *router.Router { return rt },
 		Logger:    zerolog.New(zerolog.NewTestWriter(t)),
@@ -92,8 +93,13 @@ func startProxy(t *testing.T, first int) (seed string) {
 }
 
 func TestRelayBothTiers(t *testing.T) {
-	seed := startProxy(t, 21000)
-	cl, err := kgo.NewClient(kgo.SeedBrokers(seed), kgo.ConsumeTopics("control-a", "telemetry-a"))
+	synctest.Test(t, relayBothTiers)
+}
+
+func relayBothTiers(t *testing.T) {
+	var stack kfake.VirtualNetwork
+	seed := startProxy(t, &stack, 21000)
+	cl, err := kgo.NewClient(kgo.Dialer(stack.DialContext), kgo.SeedBrokers(seed), kgo.ConsumeTopics("control-a", "telemetry-a"))
 	if err != nil {
 		t.Fatal(err)
 	}
