@@ -110,10 +110,16 @@ func TestClassesFlipUnderLoad(t *testing.T) {
 	// Clients that look for leaders often move often.
 	restless := []kgo.Opt{kgo.MetadataMaxAge(500 * time.Millisecond), kgo.ProducerBatchMaxBytes(8 << 10)}
 	h, committed := history.New(), history.New()
-	loads := []*load{
-		startLoad(t, h, workload{Bootstrap: balanced, Topics: []string{idempotent}, PerSecond: 1000, Opts: restless}),
-		startLoad(t, h, workload{Bootstrap: alone.Bootstrap, Topics: []string{plain}, PerSecond: 1000, Opts: append([]kgo.Opt{kgo.DisableIdempotentWrite(), kgo.MaxProduceRequestsInflightPerBroker(8)}, restless...)}),
-	}
+	l := startLoad(t, h, workload{Bootstrap: balanced, Topics: []string{idempotent}, PerSecond: 500, Opts: restless})
+	end := time.Now().Add(lasting)
+	var java sync.WaitGroup
+	defer java.Wait()
+	jvm := k.StartJVM(t)
+	java.Go(func() {
+		for time.Now().Before(end) && !t.Failed() {
+			javaUnfenced(t, jvm, h, alone.Bootstrap, plain)
+		}
+	})
 	transacting, endTransactions := context.WithCancel(context.Background())
 	defer endTransactions()
 	var transactions sync.WaitGroup
@@ -125,13 +131,12 @@ func TestClassesFlipUnderLoad(t *testing.T) {
 	}
 	reader := follow(t, committed, "committed tail", balanced, []kgo.Opt{moving, kgo.FetchIsolationLevel(kgo.ReadCommitted())}, transactional)
 	flips := 0
-	for end := time.Now().Add(lasting); time.Now().Before(end) && !t.Failed(); flips++ {
+	for ; time.Now().Before(end) && !t.Failed(); flips++ {
 		time.Sleep(time.Duration(rnd.IntN(1500)) * time.Millisecond)
 		f.flip([]*sluice{one, two, alone}[rnd.IntN(3)])
 	}
-	for _, l := range loads {
-		l.stop()
-	}
+	l.stop()
+	java.Wait()
 	endTransactions()
 	transactions.Wait()
 	for _, f := range tails {
@@ -155,6 +160,37 @@ func TestClassesFlipUnderLoad(t *testing.T) {
 	}
 	if crossed == 0 {
 		t.Error("no producer moved with requests under way: nothing was tried")
+	}
+}
+
+// javaUnfenced writes for some seconds with a Java producer that has five
+// requests in flight and no sequence numbers: it keeps sending to a partition's
+// new leader while the old one owes it answers.
+func javaUnfenced(t *testing.T, jvm *harness.JVM, h *history.History, bootstrap, topic string) {
+	var lines strings.Builder
+	var sent []*kgo.Record
+	for i := range 1500 {
+		r := h.Next(topic, int32(i%3), 1<<10)
+		sent = append(sent, r)
+		fmt.Fprintf(&lines, "%s %d _ %s %s\n", topic, r.Partition, javaText(r.Key), javaText(r.Value))
+		if i%3 == 2 {
+			lines.WriteString("pause 10\n")
+		}
+	}
+	result := jvm.TryJava(lines.String(), "Client", "produce", bootstrap, "enable.idempotence=false", "acks=all", "retries=0",
+		"max.in.flight.requests.per.connection=5", "metadata.max.age.ms=300", "batch.size=4096", "linger.ms=0")
+	if result.Err != nil {
+		t.Errorf("%v\n%s", result.Err, result.Stderr)
+		return
+	}
+	for i, line := range strings.Split(strings.TrimSpace(result.Stdout), "\n") {
+		var name string
+		r := sent[i]
+		if _, err := fmt.Sscan(line, &name, &r.Partition, &r.Offset); err != nil {
+			t.Errorf("%q: %v", line, err)
+			return
+		}
+		h.Acked(r, nil)
 	}
 }
 

@@ -21,7 +21,8 @@ import org.apache.kafka.common.utils.Exit;
  * "-" is null, "." is empty, "_" lets the client choose (partition, timestamp).
  * produce and transact print "topic partition offset" for each acknowledged
  * record; consume prints "topic partition offset timestamp key value headers".
- * The line "flush" ends a batch; "until FILE" waits for a file to be there.
+ * The line "flush" ends a batch; "until FILE" waits for a file to be there;
+ * "pause MILLIS" waits.
  * transform copies COUNT records of one topic to
  * others and commits their offsets for group.id, in one transaction.
  */
@@ -63,6 +64,10 @@ public class Client {
                 String[] f = line.trim().split(" ");
                 if (f[0].equals("flush")) {
                     producer.flush();
+                    continue;
+                }
+                if (f[0].equals("pause")) {
+                    Thread.sleep(Long.parseLong(f[1]));
                     continue;
                 }
                 if (f[0].equals("until")) {
