@@ -97,7 +97,8 @@ func TestClassesFlipUnderLoad(t *testing.T) {
 	alonePort := harness.Ports(t, replicaPorts)
 	alone := startSluice(t, replica{
 		Kafka: k.Bootstrap(), Host: "127.0.0.1", Port: alonePort, Store: s3Store(s3, "flip"),
-		Extra: flipRule + "control }\n",
+		// Uploads take long, so that whoever moves has some under way.
+		Extra: flipRule + "control }\nclasses:\n  telemetry: { linger: 150ms }\nlimits: { puts_per_second: 0 }\n",
 	})
 	balanced := "127.0.0.1:" + strconv.Itoa(port)
 	f := &flipper{t: t, now: map[*sluice]string{one: "control", two: "control", alone: "control"}}

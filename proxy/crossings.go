@@ -48,7 +48,13 @@ type lane struct {
 type run struct {
 	diskless bool // the listener
 	pending  int
-	waiting  []func() // to be told when all earlier runs are done; nil for the first
+	waiting  []waiter // to be told when all earlier runs are done; nil for the first
+}
+
+// waiter is a request. await says for how many calls of done it has to wait.
+type waiter interface {
+	await(n int)
+	done()
 }
 
 // passage is what a request holds until it is answered.
@@ -76,13 +82,13 @@ func (c *crossings) anonymous(address string, clientID []byte) uint64 {
 	return h.Sum64()
 }
 
-// enter notes a request's batches, and fills in their runs. It returns for how
-// many of them wait will be called, each when all that is before it is
-// answered; hold is told that number before any of the calls.
+// enter notes a request's batches, and fills in their runs. For each that has
+// something before it w is told to wait, and that it is done when that is
+// answered.
 //
 // All of a request's partitions are entered at once. Were they entered one by
 // one, two requests could each be before the other, and wait for ever.
-func (c *crossings) enter(passages []passage, diskless bool, hold func(int), wait func()) {
+func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 	var in uint64
 	for i := range passages {
 		p := &passages[i]
@@ -116,12 +122,12 @@ func (c *crossings) enter(passages []passage, diskless bool, hold func(int), wai
 		p.run = l.runs[last]
 		p.run.pending++
 		if last > 0 {
-			p.run.waiting = append(p.run.waiting, wait)
+			p.run.waiting = append(p.run.waiting, w)
 			waits++
 		}
 	}
 	if waits > 0 {
-		hold(waits)
+		w.await(waits)
 	}
 	for left := in; left != 0; left &= left - 1 {
 		c.shards[bits.TrailingZeros64(left)].mu.Unlock()
@@ -131,7 +137,7 @@ func (c *crossings) enter(passages []passage, diskless bool, hold func(int), wai
 // leave notes that a request is answered, or never will be.
 func (c *crossings) leave(passages []passage) {
 	for _, p := range passages {
-		var free []func()
+		var free []waiter
 		s := &c.shards[p.shard]
 		s.mu.Lock()
 		p.run.pending--
@@ -149,8 +155,8 @@ func (c *crossings) leave(passages []passage) {
 			}
 		}
 		s.mu.Unlock()
-		for _, wait := range free {
-			wait()
+		for _, w := range free {
+			w.done()
 		}
 	}
 }

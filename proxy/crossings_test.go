@@ -28,13 +28,17 @@ func cross(c *crossings, diskless bool, keys ...laneKey) *crosser {
 	for _, k := range keys {
 		r.passages = append(r.passages, passage{key: k})
 	}
-	c.enter(r.passages, diskless, func(n int) { r.waits += n }, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.waits--
-	})
+	c.enter(r.passages, diskless, r)
 	return r
 }
+
+func (r *crosser) await(n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waits += n
+}
+
+func (r *crosser) done() { r.await(-1) }
 
 func TestCrossings(t *testing.T) {
 	a := laneKey{topic: "a", producer: 1}
@@ -167,7 +171,7 @@ func BenchmarkCrossing(b *testing.B) {
 	passages := []passage{{key: laneKey{topic: "payments", partition: 3, producer: 4000}}}
 	b.ReportAllocs()
 	for b.Loop() {
-		c.enter(passages, false, nil, nil)
+		c.enter(passages, false, nil)
 		c.leave(passages)
 	}
 }

@@ -99,7 +99,7 @@ func (c *conn) produce(r *request) error {
 		r.answer = (*conn).produceAnswer
 	}
 	if r.ready != nil {
-		r.done() // it is known for how much it waits
+		r.done() // now it is known for how much it waits
 	}
 	return nil
 }
@@ -128,10 +128,10 @@ func (c *conn) cross(r *request, view *wire.Produce) error {
 		}
 		r.passages = append(r.passages, passage{key: key})
 	}
-	c.p.crossings.enter(r.passages, c.diskless, func(n int) {
+	c.p.crossings.enter(r.passages, c.diskless, r)
+	if r.ready != nil {
 		c.p.metrics.crossed.Inc()
-		r.wait(1 + n) // and for produce to end
-	}, r.done)
+	}
 	return nil
 }
 
@@ -168,15 +168,12 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 			if err := c.awaitWelcome(); err != nil {
 				return err
 			}
-			if r.ready == nil {
-				r.wait(1) // for produce to end: it must not be ready before all are counted
-			}
 			if !r.silent {
 				r.offloading = true
 				producer, number = &c.producer, c.producer.Begin()
 			}
 		}
-		r.pending.Add(1)
+		r.await(1)
 		o := &offloaded{ProducePartition: p, topic: topic}
 		r.offloads = append(r.offloads, o)
 		o.Offload = c.p.opt.Payloads.Offload(interested, tiers.OffloadRequest{

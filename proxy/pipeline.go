@@ -46,10 +46,15 @@ type request struct {
 	internal func(*frame, error)
 }
 
-// wait makes r wait for n calls of its done method.
-func (r *request) wait(n int) {
-	r.ready = make(chan struct{})
-	r.pending.Store(int32(n))
+// await makes r wait for n more calls of its done method. The first time it
+// also makes it wait for one by its handler: it must not be ready before it is
+// known for how much it waits.
+func (r *request) await(n int) {
+	if r.ready == nil {
+		r.ready = make(chan struct{})
+		n++
+	}
+	r.pending.Add(int32(n))
 }
 
 // done counts one thing that r waited for.
