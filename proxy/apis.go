@@ -33,6 +33,9 @@ type API struct {
 	handle func(*conn, *request) error
 }
 
+// login reports whether a broker that asks for logins answers only after one.
+func (a *API) login() bool { return a.Key != 17 && a.Key != 18 && a.Key != 36 }
+
 const neverFlexible = 1<<15 - 1
 
 // apis is the table of every key that the proxy knows. A key that is not in it

@@ -41,9 +41,11 @@ func (c *conn) ask(req kmsg.Request, then func(kmsg.Response, error)) error {
 }
 
 // awaitWelcome returns once the broker has answered a question of ours on the
-// client's connection; it hangs up on one that has not logged in.
+// client's connection, or any of the client's: it hangs up on one that has not
+// logged in. While it waits, the connection is not read, so it does not ask
+// where it need not: a producer's later batches must not come in before these.
 func (c *conn) awaitWelcome() error {
-	if c.welcome {
+	if c.welcome.Load() {
 		return nil
 	}
 	const version = 4 // every broker has it that has Produce v3
@@ -57,7 +59,6 @@ func (c *conn) awaitWelcome() error {
 	}
 	select {
 	case err := <-answered:
-		c.welcome = err == nil
 		return err
 	case <-c.present.Done():
 		return context.Cause(c.present)

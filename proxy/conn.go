@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -42,7 +43,7 @@ type conn struct {
 	names    map[string]string // topic names seen, so that looking one up does not allocate; reader only
 	produced wire.Produce      // reader only
 	producer tiers.Producer
-	welcome  bool               // the broker talks to this client; reader only
+	welcome  atomic.Bool        // the broker talks to this client
 	fetched  wire.Fetch         // reader only
 	result   wire.ProduceResult // responder only
 	fetchV   wire.FetchResult   // responder only

@@ -167,7 +167,6 @@ func TestAnswersKeepTheOrderOfRequests(t *testing.T) {
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		c, b := r.pair(on(true))
 		c.ask(1, produce(9, -1, [2]string{cold, "one"}))
-		b.welcome()
 		c.ask(2, produce(9, -1, [2]string{cold, "two"}))
 		c.ask(3, heartbeat())
 		list := kmsg.NewPtrListGroupsRequest() // answered by the proxy itself
@@ -251,7 +250,6 @@ func TestShutdownAnswersWhatWasRead(t *testing.T) {
 		c.ask(1, heartbeat())
 		c.ask(2, produce(9, 1, [2]string{cold, "one"}))
 		b.reply(heartbeat())
-		b.welcome()
 		offload := r.payloads.offloaded()[0]
 		stopped := make(chan error, 1)
 		go func() {
@@ -300,21 +298,18 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 			go c.Write(encode(1, produce(9, 1, [2]string{hot, many})))
 		}},
 		{"the broker does not read, and the forwarder writes", func(r *rig) {
-			c, b := r.pair(bootstrap)
+			c, _ := r.pair(bootstrap)
 			go c.Write(encode(1, produce(9, 1, [2]string{cold, "one"}, [2]string{hot, many})))
-			b.welcome()
 			r.payloads.offloaded()[0].finish("P1")
 		}},
 		{"an object is never durable", func(r *rig) {
-			c, b := r.pair(bootstrap)
+			c, _ := r.pair(bootstrap)
 			c.ask(1, produce(9, 1, [2]string{cold, "one"}))
-			b.welcome()
 			c.ask(2, heartbeat())
 		}},
 		{"an object for a producer without answers is never durable", func(r *rig) {
-			c, b := r.pair(bootstrap)
+			c, _ := r.pair(bootstrap)
 			c.ask(1, produce(9, 0, [2]string{cold, "one"}))
-			b.welcome()
 		}},
 		{"the client does not read", func(r *rig) {
 			c, b := r.pair(bootstrap)
@@ -484,9 +479,6 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 				const n = 100
 				for i := range int32(n) {
 					c.ask(i, produce(9, 0, [2]string{cold, fmt.Sprint(i)}))
-					if i == 0 {
-						b.welcome()
-					}
 				}
 				c.ask(500, produce(9, 1, [2]string{cold, "answered"})) // a broker would drop it too
 				leave(c)
@@ -518,7 +510,6 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 		inBubble(t, proxy.Limits{RequestsInFlight: 3}, func(r *rig) {
 			c, b := r.pair(on(true))
 			c.ask(0, produce(9, 0, [2]string{cold, "first"}))
-			b.welcome()
 			r.payloads.offloaded()[0].finish("P1")
 			b.received(kmsg.NewPtrProduceRequest())
 			c.ask(1, heartbeat())
@@ -544,7 +535,6 @@ func TestProducerWithoutAnswersIsDrained(t *testing.T) {
 		inBubble(t, proxy.Limits{DrainTimeout: 20 * time.Second}, func(r *rig) {
 			c, b := r.pair(on(true))
 			c.ask(1, produce(9, 0, [2]string{cold, "x"}))
-			b.welcome()
 			r.payloads.offloaded()
 			c.Close()
 			began := time.Now()
@@ -647,9 +637,17 @@ func TestRequestsAreForwardedByteForByte(t *testing.T) {
 func TestNothingIsStoredForAClientThatTheBrokerDoesNotKnow(t *testing.T) {
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		c := r.connect(on(true))
-		c.ask(1, produce(9, 0, [2]string{cold, "x"}))
+		versions := kmsg.NewPtrApiVersionsRequest() // which brokers answer to anybody
+		c.ask(0, versions)
 		b := r.broker()
-		b.received(kmsg.NewPtrMetadataRequest())
+		b.reply(versions)
+		c.expect(0)
+		c.ask(1, produce(9, 0, [2]string{cold, "x"}))
+		question := kmsg.NewPtrMetadataRequest()
+		b.received(question)
+		if question.Topics == nil || len(question.Topics) > 0 || question.AllowAutoTopicCreation {
+			t.Errorf("asked for %+v", question)
+		}
 		if len(r.payloads.offloaded()) > 0 {
 			t.Fatal("a batch was offloaded before the broker has answered anything")
 		}

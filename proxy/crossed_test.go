@@ -29,10 +29,8 @@ func TestAProducerThatMovesKeepsItsOrder(t *testing.T) {
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		before, b1 := r.pair(on(true))
 		before.ask(1, produce(version, -1, [2]string{cold, "one"}))
-		b1.welcome()
 		after, b2 := r.pair(on(false))
 		after.ask(1, produce(version, -1, [2]string{cold, "two"}))
-		b2.welcome()
 		after.ask(2, heartbeat())
 		other, b3 := r.pair(on(false))
 		other.ask(1, produce(version, -1, [2]string{hot, "another topic's"}))
@@ -88,7 +86,6 @@ func TestARejectedBatchIsNotWritten(t *testing.T) {
 			inBubble(t, proxy.Limits{}, func(r *rig) {
 				client, b := r.pair(on(true))
 				client.ask(1, produce(c.version, -1, [2]string{cold, "one"}, [2]string{hot, "two"}))
-				b.welcome()
 				o := r.payloads.offloaded()[0]
 				o.refused = true
 				o.notify()

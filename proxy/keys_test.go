@@ -540,7 +540,6 @@ func TestProduceByVersion(t *testing.T) {
 			b.respond(corr, metadataResponse(meta.Version, hot, cold))
 		}
 		if v >= 3 {
-			b.welcome()
 		}
 		offloads := r.payloads.offloaded()
 		if v < 3 {

@@ -85,6 +85,9 @@ func (c *conn) respond(resp *frame) error {
 	if got := wire.CorrelationID(resp.b); got != r.correlationID {
 		return fmt.Errorf("%w: correlation id %d, expected %d (%s v%d)", errUnexpectedAnswer, got, r.correlationID, r.api.Name, r.version)
 	}
+	if r.api.login() && !c.welcome.Load() {
+		c.welcome.Store(true)
+	}
 	c.landed(r) // before the client takes it, for which others must not wait
 	var out [][]byte
 	switch {

@@ -308,18 +308,6 @@ func (p *peer) reply(req kmsg.Request) {
 	p.respond(p.received(req), req.ResponseKind())
 }
 
-// welcome answers what the proxy asks before a client's first batch goes to
-// object storage.
-func (p *peer) welcome() {
-	p.t.Helper()
-	req := kmsg.NewPtrMetadataRequest()
-	corr := p.received(req)
-	if req.Topics == nil || len(req.Topics) > 0 || req.AllowAutoTopicCreation {
-		p.t.Errorf("asked for %+v", req)
-	}
-	p.respond(corr, req.ResponseKind())
-}
-
 func (p *peer) respond(correlation int32, resp kmsg.Response) {
 	p.t.Helper()
 	p.raw(encodeResponse(correlation, resp))
