@@ -288,7 +288,7 @@ func (k broker) consumed(original wire.Batch) wire.Batch {
 
 // load resolves one partition's records and loads all of them.
 func load(ctx context.Context, tier *Tier, tp tiers.TopicPartition, records []byte) ([]byte, error) {
-	pieces, err := tier.Resolve(ctx, tp, records, 2)
+	pieces, err := tier.Resolve(ctx, tp, records, 0)
 	var out []byte
 	for _, p := range pieces {
 		parts, loadErr := p.Load(ctx)

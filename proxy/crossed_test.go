@@ -29,6 +29,9 @@ func TestAProducerThatMovesKeepsItsOrder(t *testing.T) {
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		before, b1 := r.pair(on(true))
 		before.ask(1, produce(version, -1, [2]string{cold, "one"}))
+		if len(r.payloads.offloaded()) != 1 {
+			t.Fatal("it is not on its way")
+		}
 		after, b2 := r.pair(on(false))
 		after.ask(1, produce(version, -1, [2]string{cold, "two"}))
 		after.ask(2, heartbeat())

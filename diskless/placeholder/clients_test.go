@@ -95,6 +95,7 @@ func TestBatchesOfRealProducers(t *testing.T) {
 			config.Producer.Compression = c
 			config.Producer.Return.Successes = true
 			config.Producer.Flush.Messages = 100
+			config.Producer.Flush.Frequency = 20 * time.Millisecond // for what is left over
 			producer, err := sarama.NewSyncProducer(addrs, config)
 			if err != nil {
 				t.Fatal(err)
