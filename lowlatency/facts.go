@@ -155,8 +155,8 @@ func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.Topi
 				f.c.metrics.factErrors.Inc()
 				f.c.log.Warn().Err(err).Str("topic", r.ResourceName).Msg("the topic's configuration cannot be read: if its class is diskless it stays inline; the principal in kafka.sasl needs DescribeConfigs on it")
 			}
-			if now := f.known[r.ResourceName]; now != nil && now.stale && now != before[r.ResourceName] {
-				continue // invalidated meanwhile: the answer may be from before the change
+			if now := f.known[r.ResourceName]; now != nil && now != before[r.ResourceName] {
+				continue // invalidated or read meanwhile: this answer may be from before a change
 			}
 			f.remember(r.ResourceName, facts)
 		}
