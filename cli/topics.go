@@ -22,13 +22,18 @@ import (
 
 func newTopics() *cobra.Command {
 	var path string
-	var asJSON bool
+	var asJSON, logs bool
 	cmd := &cobra.Command{
 		Use:   "topics",
 		Short: "Show every topic's class and tier, and why",
 		Long: `Lists every topic of the cluster with its latency class, the rule that matched,
 the tier that its payloads go to, and why. A topic of a diskless class may still
-go inline: "compacted: inline", because compaction would destroy placeholders.`,
+go inline: "compacted: inline", because compaction would destroy placeholders.
+
+--logs also looks into the topics' logs, which may hold both kinds of batches
+when a topic's class has changed: what share of some samples of each partition
+are placeholders, when the last that was found was written, and when
+retention.ms will have removed it. Then nothing of the topic is in objects.`,
 		Example: "  sluice topics -c sluice.yaml\n  sluice topics -c sluice.yaml --json | jq '.[] | select(.tier == \"diskless\")'",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -36,7 +41,7 @@ go inline: "compacted: inline", because compaction would destroy placeholders.`,
 			if err != nil {
 				return err
 			}
-			rows, err := listTopics(cmd.Context(), cfg)
+			rows, err := listTopics(cmd.Context(), cfg, logs)
 			if err != nil {
 				return err
 			}
@@ -50,6 +55,7 @@ go inline: "compacted: inline", because compaction would destroy placeholders.`,
 	}
 	configFlag(cmd, &path)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&logs, "logs", false, "also look into the logs for placeholders")
 	return cmd
 }
 
@@ -62,9 +68,11 @@ type topicRow struct {
 	Line       int    `json:"line,omitempty"`
 	Tier       string `json:"tier"`
 	Why        string `json:"why"`
+
+	Log *logLook `json:"log,omitempty"` // with --logs
 }
 
-func listTopics(ctx context.Context, cfg *config.Config) ([]topicRow, error) {
+func listTopics(ctx context.Context, cfg *config.Config, logs bool) ([]topicRow, error) {
 	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
 	if err != nil {
 		return nil, err
@@ -89,6 +97,16 @@ func listTopics(ctx context.Context, cfg *config.Config) ([]topicRow, error) {
 		f.Internal = f.Internal || t.IsInternal
 		rows = append(rows, rowOf(t.Topic, len(t.Partitions), r.Place(t.Topic, f)))
 	}
+	if !logs {
+		return rows, nil
+	}
+	looks, err := lookIntoLogs(ctx, cluster, topics.Names())
+	if err != nil {
+		return nil, err
+	}
+	for i := range rows {
+		rows[i].Log = looks[rows[i].Topic]
+	}
 	return rows, nil
 }
 
@@ -102,13 +120,21 @@ func rowOf(topic string, partitions int, p tiers.Placement) topicRow {
 
 func printTopics(out io.Writer, rows []topicRow) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TOPIC\tPARTITIONS\tCLASS\tTIER\tWHY\tRULE")
+	title := "TOPIC\tPARTITIONS\tCLASS\tTIER\tWHY\tRULE"
+	if len(rows) > 0 && rows[0].Log != nil {
+		title += "\tPLACEHOLDERS\tLAST\tAGES OUT"
+	}
+	fmt.Fprintln(w, title)
 	for _, r := range rows {
 		rule := r.Rule
 		if r.Line > 0 {
 			rule = fmt.Sprintf("%s (line %d)", rule, r.Line)
 		}
-		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\n", r.Topic, r.Partitions, r.Class, r.Tier, r.Why, rule)
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s", r.Topic, r.Partitions, r.Class, r.Tier, r.Why, rule)
+		if r.Log != nil {
+			fmt.Fprintf(w, "\t%s\t%s\t%s", r.Log.share(), when(r.Log.Last), r.Log.agesOut())
+		}
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }

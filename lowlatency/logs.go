@@ -1,0 +1,79 @@
+package lowlatency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// Log is one partition's log: where it is, and from which offset to which.
+type Log struct {
+	Topic     string
+	ID        [16]byte
+	Partition int32
+	Leader    int32
+	Start     int64 // log start offset
+	End       int64 // high watermark: the offset behind the last record that consumers see
+}
+
+// Logs returns the logs of topics, by topic and partition. Partitions whose
+// leader does not answer are missing, and in the error.
+func (c *Cluster) Logs(ctx context.Context, topics ...string) ([]Log, error) {
+	adm := kadm.NewClient(c.client)
+	details, err := adm.ListTopics(ctx, topics...)
+	if err != nil {
+		return nil, err
+	}
+	// Each error goes on with what the other brokers said.
+	starts, startErr := adm.ListStartOffsets(ctx, topics...)
+	ends, endErr := adm.ListEndOffsets(ctx, topics...)
+	errs := []error{startErr, endErr}
+	var logs []Log
+	for _, t := range details.Sorted() {
+		if t.Err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", t.Topic, t.Err))
+			continue
+		}
+		for _, p := range t.Partitions.Sorted() {
+			start, ok := starts.Lookup(t.Topic, p.Partition)
+			end, also := ends.Lookup(t.Topic, p.Partition)
+			if err := errors.Join(p.Err, start.Err, end.Err); err != nil || !ok || !also {
+				errs = append(errs, fmt.Errorf("%s-%d: its offsets cannot be read: %w", t.Topic, p.Partition, err))
+				continue
+			}
+			logs = append(logs, Log{Topic: t.Topic, ID: t.ID, Partition: p.Partition, Leader: p.Leader, Start: start.Offset, End: end.Offset})
+		}
+	}
+	return logs, errors.Join(errs...)
+}
+
+// Fetch returns what a log holds from an offset on, at least one batch when
+// there is one, as the bytes that the broker stores.
+func (c *Cluster) Fetch(ctx context.Context, l Log, offset int64, maxBytes int32) ([]byte, error) {
+	req := kmsg.NewPtrFetchRequest()
+	req.MinBytes, req.MaxBytes, req.MaxWaitMillis = 0, maxBytes, 0
+	t := kmsg.NewFetchRequestTopic()
+	t.Topic, t.TopicID = l.Topic, l.ID
+	p := kmsg.NewFetchRequestTopicPartition()
+	p.Partition, p.FetchOffset, p.PartitionMaxBytes = l.Partition, offset, maxBytes
+	t.Partitions = append(t.Partitions, p)
+	req.Topics = append(req.Topics, t)
+	resp, err := req.RequestWith(ctx, c.client.Broker(int(l.Leader)))
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err == nil && (len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1) {
+		err = errors.New("the broker's answer is about something else")
+	}
+	if err == nil {
+		err = kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
+	}
+	return resp.Topics[0].Partitions[0].RecordBatches, nil
+}
