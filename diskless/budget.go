@@ -9,7 +9,7 @@ import (
 
 // inlineBudget bounds what an object-store outage may put on the brokers,
 // which are sized for placeholders: bytes per second, and in total until every
-// store that failed has taken an object in time again. A store that merely
+// store that failed has taken objects in time for steadyFor. A store that merely
 // answers probes, or flaps, does not make the total available anew.
 type inlineBudget struct {
 	perSecond *rate.Limiter
@@ -54,7 +54,7 @@ func (b *inlineBudget) fails(store string) {
 	b.failed[store] = struct{}{}
 }
 
-// works notes that a store took an object in time.
+// works notes that a store has taken objects in time for a while.
 func (b *inlineBudget) works(store string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

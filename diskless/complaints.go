@@ -32,11 +32,28 @@ type complaints struct {
 
 	mu   sync.Mutex
 	said *simplelru.LRU[complaint, time.Time]
+	kept *simplelru.LRU[string, tiers.InlineReason] // by topic, what was said last
 }
 
 func newComplaints() (*complaints, error) {
 	said, err := simplelru.NewLRU[complaint, time.Time](maxComplaints, nil)
-	return &complaints{bound: rate.NewLimiter(1, 20), said: said}, err
+	if err != nil {
+		return nil, err
+	}
+	kept, err := simplelru.NewLRU[string, tiers.InlineReason](maxComplaints, nil)
+	return &complaints{bound: rate.NewLimiter(1, 20), said: said, kept: kept}, err
+}
+
+// allowKept reports whether to log why a topic stays inline: once, and again
+// when the reason is another.
+func (c *complaints) allowKept(topic string, why tiers.InlineReason) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, ok := c.kept.Get(topic); ok && last == why {
+		return false
+	}
+	c.kept.Add(topic, why)
+	return true
 }
 
 // allow reports whether to log this one now.

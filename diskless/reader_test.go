@@ -411,7 +411,7 @@ func TestTranscript(t *testing.T) {
 		}
 		step("and reads all three, one of them twice")
 		faulty.Decide(func(op objstore.Op, key string) objstore.Fault { return objstore.Fault{Lost: op == objstore.OpPut} })
-		d := send(t, tier, offer{timeout: 1500 * time.Millisecond})
+		d := send(t, tier, offer{timeout: 9 * time.Second})
 		d.wantInline(tiers.InlineUnavailable)
 		step("answers get lost until the batch goes inline")
 		faulty.Decide(nil)

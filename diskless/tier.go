@@ -297,6 +297,32 @@ func (t *Tier) Offload(ctx context.Context, req tiers.OffloadRequest, notify fun
 	return o
 }
 
+// keptFor are the reasons for which a topic stays inline, whatever its class.
+var keptFor = map[tiers.Reason]tiers.InlineReason{
+	tiers.Compacted: tiers.InlineCompacted,
+	tiers.Internal:  tiers.InlineInternal,
+	tiers.Unknown:   tiers.InlineUnknown,
+}
+
+// Kept notes a batch whose topic stays inline.
+func (t *Tier) Kept(class *tiers.Class, topic string, why tiers.Reason, bytes int) {
+	reason, ok := keptFor[why]
+	if !ok {
+		return
+	}
+	t.metrics.inlineBatches.WithLabelValues(class.Name, string(reason)).Inc()
+	t.metrics.inlineBytes.WithLabelValues(class.Name, string(reason)).Add(float64(bytes))
+	if !t.complaints.allowKept(topic, reason) {
+		return
+	}
+	line := t.log.Warn()
+	if reason == tiers.InlineUnknown {
+		line = t.log.Info() // every topic, for a moment after it was made
+	}
+	line.Str("topic", topic).Str("class", class.Name).Str("reason", string(reason)).
+		Msg("a topic of a diskless class is written inline: see sluice topics")
+}
+
 // Offered says that all batches of a connection's request have been offloaded:
 // now it is known whether the connection waits for all that it has.
 func (t *Tier) Offered(p *tiers.Producer) {

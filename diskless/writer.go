@@ -13,6 +13,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/tiers"
@@ -146,6 +147,7 @@ type object struct {
 	limit  int64 // bytes at which it is sealed
 	linger *time.Timer
 	early  *time.Timer // set while only the budget of early seals is lacking
+	ripe   bool        // its linger is over, and only a place for its PUT is lacking
 	crew   crew
 	buf    []byte
 	footer []byte
@@ -156,6 +158,7 @@ type object struct {
 	waiting []*offload // the undecided, in order of arrival
 	due     time.Time  // not after the first decideBy of waiting
 	late    bool       // some batch did not wait for it
+	lags    bool       // a later one, not much smaller, was in time
 	sealed  time.Time  // zero while it is open
 	err     error      // of the last attempt
 }
@@ -194,8 +197,11 @@ type writer struct {
 	failing  bool
 	owing    bool          // the inline budget did not cover a batch whose time was up
 	probing  bool          // a probe runs
-	proven   bool          // an object was on time since the store last became healthy
+	steady   time.Time     // since when all objects are in time
+	proven   bool          // they were for long
 	pause    time.Duration // before the next probe
+	heft     int           // bytes of the next probe, for a store that takes small ones only
+	erring   time.Time     // the first error since an object was durable; zero for none
 	lastErr  error
 	idle     []chan struct{} // told when nothing is open, pending or parked
 }
@@ -239,6 +245,7 @@ func (w *writer) attach(h StoreHandle) {
 	defer w.unlock()
 	w.store = h
 	w.setHealthy()
+	w.proven = true // nothing is held against it
 }
 
 func (w *writer) expect(err error) {
@@ -367,6 +374,12 @@ func (w *writer) seal(obj *object, reason string) {
 	if w.open[obj.class] != obj {
 		return
 	}
+	if reason == "linger" && w.crowded() {
+		// Sealed now it would only queue. Open it takes in what comes meanwhile,
+		// and a slow store is asked for fewer, larger objects.
+		obj.ripe = true
+		return
+	}
 	w.close(obj)
 	obj.sealed = time.Now()
 	w.pending = append(w.pending, obj)
@@ -375,8 +388,30 @@ func (w *writer) seal(obj *object, reason string) {
 	go w.put(obj)
 }
 
+// crowded reports whether one more PUT would have to wait for others. mu is held.
+func (w *writer) crowded() bool { return len(w.pending) >= cap(w.puts) }
+
+// sealRipe seals what waited for a PUT to end, oldest first. mu is held.
+func (w *writer) sealRipe() {
+	for !w.crowded() {
+		var oldest *object
+		for _, obj := range w.open {
+			if obj.ripe && (oldest == nil || obj.opened.Before(oldest.opened)) {
+				oldest = obj
+			}
+		}
+		if oldest == nil {
+			return
+		}
+		w.seal(oldest, "linger")
+	}
+}
+
 // sealEarly seals an object that can only gain by that. mu is held.
 func (w *writer) sealEarly(obj *object) {
+	if w.crowded() {
+		return // its linger comes, or a PUT ends
+	}
 	ok, wait := w.tier.sealer.ready(&obj.crew, time.Now())
 	switch {
 	case ok:
@@ -480,6 +515,9 @@ func (w *writer) keepTrying(obj *object, err error) bool {
 		return false // the error may be no more than that
 	}
 	obj.err, w.lastErr = err, err
+	if w.erring.IsZero() {
+		w.erring = time.Now()
+	}
 	for _, o := range obj.waiting {
 		if o.ctx.Err() == nil {
 			return true
@@ -494,11 +532,12 @@ func (w *writer) settle(obj *object, took time.Duration, err error) {
 	w.mu.Lock()
 	defer w.unlock()
 	obj.cancel()
+	crowded := w.crowded()
 	w.pending = slices.DeleteFunc(w.pending, func(p *object) bool { return p == obj })
 	w.hold(-obj.batches)
+	now := time.Now()
 	switch {
 	case err == nil:
-		now := time.Now()
 		t.metrics.objects.WithLabelValues(w.name).Inc()
 		t.metrics.objectBytes.WithLabelValues(w.name).Add(float64(len(obj.buf)))
 		t.metrics.putSeconds.Observe(now.Sub(obj.sealed).Seconds())
@@ -507,22 +546,28 @@ func (w *writer) settle(obj *object, took time.Duration, err error) {
 			// refer to it, and that is decided elsewhere, much later.
 			t.metrics.orphans.Inc()
 		}
+		inTime := !obj.late
 		for _, o := range obj.waiting {
+			inTime = inTime && now.Before(o.decideBy)
 			t.metrics.ackSeconds.Observe(now.Sub(o.arrived).Seconds())
 			t.retries.remember(o)
 			w.decide(o, durable)
 		}
+		w.erring = time.Time{}
+		for _, p := range w.pending {
+			p.lags = p.lags || inTime && p.sealed.Before(obj.sealed) && p.batches <= 2*obj.batches
+		}
 		// A success that took too long heals nothing.
-		if !obj.late || took < t.limits.PutTimeout/2 {
+		if took < t.limits.PutTimeout/2 {
 			w.setHealthy()
 		}
-		if !obj.late {
-			w.proven = true
+		if inTime && !w.failing && now.Sub(w.steady) >= steadyFor {
+			w.proven, w.heft = true, 0
 			t.budget.works(w.name)
 		}
 	default:
-		if obj.err != nil {
-			w.setFailing(obj.err)
+		if why := w.blame(obj, now); obj.err != nil && why != nil {
+			w.fails(obj, why)
 		}
 		for _, o := range obj.waiting {
 			w.decide(o, inlined) // its client has gone, or the tier closes
@@ -531,7 +576,48 @@ func (w *writer) settle(obj *object, took time.Duration, err error) {
 	obj.waiting = nil
 	obj.buf = nil
 	w.unpark()
+	if crowded {
+		w.sealRipe()
+		for _, open := range w.open {
+			w.sealEarly(open)
+		}
+	}
 	w.tellIdle()
+}
+
+// steadyFor is how long a store that has failed has to take objects in time
+// until that is forgotten: a store that flaps is believed more and more seldom,
+// and all its failures are one outage.
+const steadyFor = time.Minute
+
+// tardy is what a store that works would have done by now, whatever one
+// client's patience.
+func (w *writer) tardy() time.Duration { return w.tier.limits.PutTimeout / 2 }
+
+// blame says what the store has done wrong when a batch in a sealed object is
+// late, or nil when that may be but its client's impatience. One error is
+// nothing, nor is one object that lags: later ones may become durable at the
+// same time. mu is held.
+func (w *writer) blame(obj *object, now time.Time) error {
+	switch {
+	case now.Sub(obj.sealed) >= w.tardy() && obj.lags:
+		w.steady = now // it is not, however
+	case now.Sub(obj.sealed) >= w.tardy():
+		return cmp.Or(obj.err, fmt.Errorf("an object takes longer than %v", w.tardy()))
+	case obj.err != nil && !w.erring.IsZero() && now.Sub(w.erring) >= w.tardy():
+		return obj.err
+	}
+	return nil
+}
+
+// fails notes that an object shows the store to be failing. mu is held.
+func (w *writer) fails(obj *object, why error) {
+	if !w.failing && (!w.proven || errors.Is(why, objstore.ErrFull)) {
+		// It took a small probe and then no object: the next has to be more like
+		// one. A full disk has room for the small ones for ever.
+		w.heft = max(w.heft, int(obj.batches))
+	}
+	w.setFailing(why)
 }
 
 // unpark moves parked batches on as space allows. mu is held.
@@ -589,12 +675,10 @@ func (w *writer) sweepLater() {
 // does not cover waits on, and what is younger waits behind it:
 // back-pressure, unless its class rejects. mu is held.
 func (w *writer) sweep(now time.Time) {
-	// What a store that works would have done by now, whatever one client's
-	// patience.
-	tardy := w.tier.limits.PutTimeout / 2
 	var late error
+	var culprit *object // whose lateness it is, nil for none
 	w.owing = false
-	keep := func(o *offload, why error) bool {
+	keep := func(o *offload, obj *object, why error) bool {
 		switch {
 		case o.ctx.Err() != nil: // nobody will read the answer
 		case now.Before(o.decideBy):
@@ -603,7 +687,7 @@ func (w *writer) sweep(now time.Time) {
 			return true
 		default:
 			if late == nil {
-				late = why
+				late, culprit = why, obj
 			}
 			switch {
 			case !w.owing && w.tier.budget.take(o.size):
@@ -623,7 +707,7 @@ func (w *writer) sweep(now time.Time) {
 			return
 		}
 		before := len(obj.waiting)
-		obj.waiting = filter(obj.waiting, func(o *offload) bool { return keep(o, why) })
+		obj.waiting = filter(obj.waiting, func(o *offload) bool { return keep(o, obj, why) })
 		obj.late = obj.late || len(obj.waiting) < before
 		obj.due = time.Time{}
 		for _, o := range obj.waiting {
@@ -633,11 +717,7 @@ func (w *writer) sweep(now time.Time) {
 		}
 	}
 	for _, obj := range w.pending {
-		why := obj.err
-		if why == nil && now.Sub(obj.sealed) >= tardy {
-			why = fmt.Errorf("an object takes longer than %v", tardy)
-		}
-		sweepObject(obj, why)
+		sweepObject(obj, w.blame(obj, now))
 		if len(obj.waiting) == 0 {
 			// Its PUT would only keep a place and memory. It may have reached
 			// the store all the same.
@@ -645,7 +725,11 @@ func (w *writer) sweep(now time.Time) {
 		}
 	}
 	for _, obj := range w.open {
-		sweepObject(obj, nil)
+		var why error
+		if obj.ripe && now.Sub(obj.opened) >= w.tardy() {
+			why = cmp.Or(w.lastErr, errors.New("as many objects as limits.put_concurrency allows take too long"))
+		}
+		sweepObject(obj, why)
 		if len(obj.waiting) == 0 {
 			w.discard(obj)
 		}
@@ -653,13 +737,17 @@ func (w *writer) sweep(now time.Time) {
 	parked := len(w.parked)
 	w.parked = filter(w.parked, func(o *offload) bool {
 		var why error
-		if now.Sub(o.arrived) >= tardy {
+		if now.Sub(o.arrived) >= w.tardy() {
 			why = cmp.Or(w.lastErr, errors.New("objects are written more slowly than they fill; limits.write_buffer_bytes is used up"))
 		}
-		return keep(o, why)
+		return keep(o, nil, why)
 	})
 	w.tier.metrics.parked.Sub(float64(parked - len(w.parked)))
-	if late != nil && w.attached() {
+	switch {
+	case late == nil || !w.attached():
+	case culprit != nil:
+		w.fails(culprit, late)
+	default:
 		w.setFailing(late)
 	}
 	w.unpark()
@@ -676,7 +764,8 @@ func (w *writer) setHealthy() {
 	if !w.failing {
 		return
 	}
-	w.failing, w.lastErr, w.owing, w.proven = false, nil, false, false
+	w.failing, w.lastErr, w.owing, w.proven, w.steady = false, nil, false, false, time.Now()
+	w.erring = time.Time{}
 	w.tier.metrics.healthy.WithLabelValues(w.name).Set(1)
 	w.tier.log.Info().Str("store", w.name).Msg("the object store takes objects: diskless topics go there")
 	w.unpark()
@@ -724,16 +813,17 @@ func (w *writer) probe() {
 			w.mu.Unlock()
 			return
 		}
-		pause, store := w.pause, w.store.Store
+		pause, store, heft := w.pause, w.store.Store, w.heft
 		w.mu.Unlock()
 		select {
 		case <-time.After(pause):
 		case <-t.ctx.Done():
 			continue
 		}
-		// As patient as a batch would be: a store slower than that is no use.
-		ctx, cancel := context.WithTimeout(t.ctx, t.limits.PutTimeout)
-		err := store.Put(ctx, probeKey, []byte(time.Now().UTC().Format(time.RFC3339Nano)))
+		// Less patient than a batch: a store that takes probes just in time would
+		// take objects too late.
+		ctx, cancel := context.WithTimeout(t.ctx, w.tardy())
+		err := store.Put(ctx, probeKey, probeBody(heft))
 		cancel()
 		w.mu.Lock()
 		if err == nil {
@@ -743,6 +833,16 @@ func (w *writer) probe() {
 		}
 		w.unlock()
 	}
+}
+
+// probeBody is of a size, and does not compress.
+func probeBody(size int) []byte {
+	body := time.Now().UTC().AppendFormat(nil, time.RFC3339Nano)
+	if more := size - len(body); more > 0 {
+		body = append(body, make([]byte, more)...)
+		_, _ = rand.Read(body[len(body)-more:]) // it never fails
+	}
+	return body
 }
 
 // drain seals what is open and waits for it; what comes from now on goes

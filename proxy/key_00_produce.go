@@ -162,6 +162,9 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 			last.placement, last.facts = c.place(interested, topic)
 		}
 		if last.placement.Tier != tiers.Diskless {
+			if last.placement.Class.Tier == tiers.Diskless {
+				c.p.opt.Payloads.Kept(last.placement.Class, topic, last.placement.Reason, p.To-p.From)
+			}
 			continue
 		}
 		if r.offloads == nil {

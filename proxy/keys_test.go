@@ -616,6 +616,31 @@ func TestProduceByVersion(t *testing.T) {
 	})
 }
 
+// Batches of a diskless class whose topic stays inline are told of, and go as
+// they came.
+func TestProduceToATopicThatStaysInline(t *testing.T) {
+	for why, facts := range map[tiers.Reason]tiers.TopicFacts{
+		tiers.Compacted: {Known: true, Compacted: true},
+		tiers.Unknown:   {},
+	} {
+		inBubbleWith(t, proxy.Limits{}, true, func(r *rig) {
+			r.brokers.facts[cold] = facts
+			c, b := r.pair(bootstrap)
+			sent := encode(1, produce(9, -1, [2]string{hot, "in place"}, [2]string{cold, strings.Repeat("c", 300)}))
+			c.raw(sent)
+			if got, err := b.next(); err != nil || !bytes.Equal(got, sent[4:]) {
+				t.Fatalf("the request was changed, or not sent: %v", err)
+			}
+			if len(r.payloads.offloaded()) != 0 {
+				t.Error("offloaded")
+			}
+			if want := []string{fmt.Sprintf("%s of telemetry, 300 bytes, %s", cold, why)}; !slices.Equal(r.payloads.kept, want) {
+				t.Errorf("told of %q, want %q", r.payloads.kept, want)
+			}
+		})
+	}
+}
+
 func TestReservedHeaderIsRefused(t *testing.T) {
 	versions(t, 0, true, func(t *testing.T, r *rig, v int16) {
 		c, b := r.pair(bootstrap)

@@ -40,6 +40,9 @@ type Payloads interface {
 	// Offered is called when all batches of a request of this connection have
 	// been offloaded. p is nil for requests that have no answer.
 	Offered(p *tiers.Producer)
+	// Kept notes a batch of a diskless class that was not offloaded, because its
+	// topic stays inline whatever the batch.
+	Kept(class *tiers.Class, topic string, why tiers.Reason, bytes int)
 	// Candidate reports whether fetched records may hold a placeholder. It
 	// never says false when there is one; it looks at batch headers only for
 	// all but a few batches.

@@ -49,6 +49,8 @@ func (inline) Offload(_ context.Context, _ tiers.OffloadRequest, notify func()) 
 }
 func (inline) Result() tiers.Offloaded { return tiers.Offloaded{Inline: tiers.InlineSmall} }
 func (inline) Offered(*tiers.Producer) {}
+func (inline) Kept(*tiers.Class, string, tiers.Reason, int) {
+}
 func (inline) Candidate([]byte) bool   { return false }
 func (inline) Resolve(context.Context, tiers.TopicPartition, []byte, int) ([]tiers.Piece, error) {
 	return nil, nil

@@ -382,6 +382,7 @@ type scriptedPayloads struct {
 	offloads []*scriptedOffload
 	offered  int
 	resolved []string // topics
+	kept     []string
 }
 
 type scriptedOffload struct {
@@ -426,6 +427,12 @@ func (s *scriptedPayloads) Offered(*tiers.Producer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.offered++
+}
+
+func (s *scriptedPayloads) Kept(class *tiers.Class, topic string, why tiers.Reason, bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = append(s.kept, fmt.Sprintf("%s of %s, %d bytes, %s", topic, class.Name, bytes, why))
 }
 
 // offloaded waits until the proxy is idle and returns what it has offloaded.

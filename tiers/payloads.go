@@ -68,6 +68,7 @@ const (
 	InlineUnavailable InlineReason = "unavailable" // the object store could not be written in time
 	InlineStale       InlineReason = "stale"       // the object became too old before the placeholder could be forwarded
 	InlineCompacted   InlineReason = "compacted"   // the topic is compacted
+	InlineInternal    InlineReason = "internal"    // the topic is Kafka's own
 	InlineUnknown     InlineReason = "unknown"     // the topic's facts could not be read
 )
 

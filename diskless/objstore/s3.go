@@ -217,10 +217,13 @@ func (s *S3) fault(op, key string, err error) error {
 			kind = ErrFull
 		case code == http.StatusPreconditionFailed:
 			kind = ErrExists
-		case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		case code == http.StatusUnauthorized, code == http.StatusForbidden,
+			answer.Code == "ExpiredToken", answer.Code == "InvalidToken", answer.Code == "TokenRefreshRequired":
+			// AWS says 400 of temporary credentials whose time is over.
 			kind = ErrAccess
-		case code == http.StatusConflict, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code >= 500, code == 0:
-			// 409: a conditional PUT raced another; the next try knows.
+		case code == http.StatusConflict, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, answer.Code == "RequestTimeout", code >= 500, code == 0:
+			// 409: a conditional PUT raced another; the next try knows. 400 and
+			// RequestTimeout: the body was too slow for the store.
 		default:
 			return fmt.Errorf("%v: %s %s: %w", s, op, key, err)
 		}

@@ -140,6 +140,8 @@ func TestS3Answers(t *testing.T) {
 		{"internal error", 500, "InternalError", objstore.ErrUnavailable},
 		{"too many requests", 429, "", objstore.ErrUnavailable},
 		{"a clock that is off", 403, "RequestTimeTooSkewed", objstore.ErrAccess},
+		{"temporary credentials whose time is over", 400, "ExpiredToken", objstore.ErrAccess},
+		{"a body that came too slowly", 400, "RequestTimeout", objstore.ErrUnavailable},
 		{"full", 507, "", objstore.ErrFull},
 		{"a quota", 403, "QuotaExceeded", objstore.ErrFull},
 		{"two conditional puts at a time", 409, "ConditionalRequestConflict", objstore.ErrUnavailable},
