@@ -22,7 +22,10 @@ func newServe() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the proxy in front of a cluster",
 		Long: `Runs one replica of the proxy until SIGTERM or SIGINT, then drains: it stops
-accepting, answers what it has read, makes durable what it has buffered.
+accepting, closes idle connections, answers what it has read, makes durable what
+it has buffered. Consumers that only wait (Fetch, JoinGroup) are sent elsewhere
+after a second. The exit code is 0 when all was answered, and 1 when
+limits.drain_timeout cut something short.
 
 The file is read again on SIGHUP and when it changes. Topics, classes,
 default_class and log.level take effect with the next batch; the log names
@@ -48,6 +51,9 @@ func serve(ctx context.Context, cmd *cobra.Command, path string) error {
 	log, err := newLogger(cfg.Log, cmd.ErrOrStderr())
 	if err != nil {
 		return err
+	}
+	if have, ok := openFiles(); ok {
+		warnOfFiles(log, have, cfg.Limits.Connections)
 	}
 	s, err := server.Start(ctx, cfg, server.Options{Logger: log})
 	switch {
@@ -81,6 +87,18 @@ func serve(ctx context.Context, cmd *cobra.Command, path string) error {
 	watched.Wait()
 	log.Info().Msg("drained")
 	return nil
+}
+
+// ownFiles is what a replica has open beside its clients' connections and
+// those to their brokers: listeners, store, admin.
+const ownFiles = 1000
+
+// warnOfFiles says at the start what would otherwise show when it is busiest.
+func warnOfFiles(log zerolog.Logger, have uint64, connections int) {
+	if need := 2*uint64(connections) + ownFiles; have < need {
+		log.Warn().Uint64("open_files", have).Uint64("needed", need).Int("limits.connections", connections).
+			Msg("the limit on open files is too low for limits.connections: raise it (ulimit -n, LimitNOFILE=, or the container's), or lower limits.connections")
+	}
 }
 
 // watch puts every good version of the file in force, and says so. It ends with

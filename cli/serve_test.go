@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -244,5 +245,30 @@ func TestDevSaysWhichPortIsTaken(t *testing.T) {
 	code, _, errs := sluice(t, "dev", "--data-dir", t.TempDir(), "--port", fmt.Sprint(port), "--demo=false")
 	if code != 1 || !strings.Contains(errs, fmt.Sprintf("127.0.0.1:%d", port)) || !strings.Contains(errs, "--port") {
 		t.Fatalf("exit code %d: %s", code, errs)
+	}
+}
+
+func TestServeWarnsOfTooFewOpenFiles(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		have        uint64
+		connections int
+		warns       bool
+	}{
+		{"two for each connection, and some", 41_000, 20_000, false},
+		{"one less", 40_999, 20_000, true},
+		{"the usual soft limit", 1024, 20_000, true},
+		{"few connections need few", 1024, 12, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var log strings.Builder
+			warnOfFiles(zerolog.New(&log), c.have, c.connections)
+			if got := strings.Contains(log.String(), "ulimit -n"); got != c.warns {
+				t.Errorf("it warns: %v\n%s", got, &log)
+			}
+		})
+	}
+	if have, ok := openFiles(); !ok || have == 0 {
+		t.Errorf("%d open files, %v", have, ok)
 	}
 }

@@ -134,6 +134,8 @@ type Limits struct {
 	IdleTimeout         time.Duration // between requests
 	WriteTimeout        time.Duration // for a client to take any byte of an answer
 	DialTimeout         time.Duration // to connect to a broker
+	DialsPerBroker      int           // connections to one broker that are being made for clients
+	DialQueue           int           // clients that wait for their turn to be connected to one broker
 	DrainTimeout        time.Duration // for what a client, or this process, leaves behind
 
 	FetchBytes     int64         // one Fetch answer after hydration

@@ -147,6 +147,8 @@ func schema() []key {
 		{path: "limits.idle_timeout", kind: kindDuration, def: "11m", from: "1s", to: "24h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.IdleTimeout }},
 		{path: "limits.write_timeout", kind: kindDuration, def: "11m", from: "100ms", to: "24h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.WriteTimeout }},
 		{path: "limits.dial_timeout", kind: kindDuration, def: "10s", from: "100ms", to: "5m", metric: "sluice_proxy_dial_errors_total", field: func(t target) any { return &t.Limits.DialTimeout }},
+		{path: "limits.dials_per_broker", kind: kindCount, def: "16", from: "1", to: "10000", metric: "sluice_lowlatency_dials", field: func(t target) any { return &t.Limits.DialsPerBroker }},
+		{path: "limits.dial_queue", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_lowlatency_dials_waiting", field: func(t target) any { return &t.Limits.DialQueue }},
 		{path: "limits.drain_timeout", kind: kindDuration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_requests_dropped_total", field: func(t target) any { return &t.Limits.DrainTimeout }},
 		{path: "limits.fetch_bytes", kind: kindSize, def: "64MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_fetch_hydrated_bytes_total", field: func(t target) any { return &t.Limits.FetchBytes }},
 		{path: "limits.hydrate_timeout", kind: kindDuration, def: "20s", from: "100ms", to: "5m", metric: "sluice_proxy_fetch_storage_errors_total", field: func(t target) any { return &t.Limits.HydrateTimeout }},

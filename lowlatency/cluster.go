@@ -37,6 +37,8 @@ type Options struct {
 	Dial      DialFunc       // nil: a net.Dialer with keep-alives
 
 	DialTimeout     time.Duration         // one connection attempt
+	DialsPerBroker  int                   // for clients, at a time
+	DialQueue       int                   // clients that wait for their turn, per broker
 	RefreshInterval time.Duration         // between reads of the brokers and of the topics in use
 	StaleAfter      time.Duration         // the cluster counts as unreachable after so long without an answer
 	InRange         func(node int32) bool // whether a node id has ports; nil: all
@@ -47,8 +49,12 @@ type Options struct {
 
 const (
 	defaultDialTimeout = 10 * time.Second
-	defaultRefresh     = 10 * time.Second
-	defaultStaleAfter  = 30 * time.Second
+	// defaultDials is a third of the connections that a broker lets wait to be
+	// accepted (socket.listen.backlog.size): three replicas may come at once.
+	defaultDials      = 16
+	defaultDialQueue  = 20_000
+	defaultRefresh    = 10 * time.Second
+	defaultStaleAfter = 30 * time.Second
 )
 
 // Broker is one broker of the cluster.
@@ -64,6 +70,7 @@ type Cluster struct {
 	log     zerolog.Logger
 	metrics *metrics
 	client  *kgo.Client
+	dials   *dials
 	facts   *facts
 	refresh singleflight.Group
 	ctx     context.Context // ends what nobody in particular asked for
@@ -91,6 +98,12 @@ func New(opt Options) (*Cluster, error) {
 	if opt.DialTimeout == 0 {
 		opt.DialTimeout = defaultDialTimeout
 	}
+	if opt.DialsPerBroker == 0 {
+		opt.DialsPerBroker = defaultDials
+	}
+	if opt.DialQueue == 0 {
+		opt.DialQueue = defaultDialQueue
+	}
 	if opt.RefreshInterval == 0 {
 		opt.RefreshInterval = defaultRefresh
 	}
@@ -101,6 +114,7 @@ func New(opt Options) (*Cluster, error) {
 		opt.InRange = func(int32) bool { return true }
 	}
 	c := &Cluster{opt: opt, log: opt.Logger, metrics: newMetrics(opt.Metrics)}
+	c.dials = newDials(opt.DialsPerBroker, opt.DialQueue, c.metrics)
 	kopts := []kgo.Opt{
 		kgo.SeedBrokers(opt.Bootstrap...),
 		kgo.ClientID("sluice"),
@@ -142,7 +156,7 @@ func (c *Cluster) dialAddr(ctx context.Context, network, addr string) (net.Conn,
 	return secure, nil
 }
 
-// Dial opens a connection to a broker, or to any that answers.
+// Dial opens a connection for a client to a broker, or to any that answers.
 func (c *Cluster) Dial(ctx context.Context, node int32) (net.Conn, error) {
 	if err := c.foreign(); err != nil {
 		return nil, err
@@ -160,7 +174,7 @@ func (c *Cluster) Dial(ctx context.Context, node int32) (net.Conn, error) {
 			return nil, fmt.Errorf("node %d: the cluster has no such broker", node)
 		}
 	}
-	conn, err := c.dialAddr(ctx, "tcp", addr)
+	conn, err := c.dialInTurn(ctx, addr)
 	if err != nil {
 		c.metrics.dialErrors.Inc()
 		return nil, fmt.Errorf("node %d at %s: %w", node, addr, err)
@@ -212,7 +226,13 @@ func (c *Cluster) dialSome(ctx context.Context, addr string, left int) (net.Conn
 		ctx, cancel = context.WithTimeout(ctx, max(time.Until(deadline)/time.Duration(left), minAttempt))
 		defer cancel()
 	}
-	return c.dialAddr(ctx, "tcp", addr)
+	return c.dialInTurn(ctx, addr)
+}
+
+// dialInTurn is for clients' connections. The background client does not wait
+// behind them: it has a few connections, and all depend on it.
+func (c *Cluster) dialInTurn(ctx context.Context, addr string) (net.Conn, error) {
+	return c.dials.do(ctx, addr, func() (net.Conn, error) { return c.dialAddr(ctx, "tcp", addr) })
 }
 
 // foreign is an error while the bootstrap addresses lead to another cluster

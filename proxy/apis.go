@@ -36,6 +36,17 @@ type API struct {
 // login reports whether a broker that asks for logins answers only after one.
 func (a *API) login() bool { return a.Key != 17 && a.Key != 18 && a.Key != 36 }
 
+// poll reports whether a client that loses the answer asks again and has lost
+// nothing: what a broker may hold for long (Fetch, JoinGroup, SyncGroup), and
+// the heartbeats that wait behind those.
+func (a *API) poll() bool {
+	switch a.Key {
+	case 1, 11, 12, 14, 68:
+		return true
+	}
+	return false
+}
+
 const neverFlexible = 1<<15 - 1
 
 // apis is the table of every key that the proxy knows. A key that is not in it

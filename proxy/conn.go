@@ -53,8 +53,9 @@ type conn struct {
 	dialErr  error
 	answered chan struct{} // closed when the responder has ended
 
-	upstreamMu sync.Mutex // serializes writes upstream, and their order in expected
-	sentSilent bool
+	owed       atomic.Int32 // requests in flight that a shutdown waits for
+	upstreamMu sync.Mutex   // serializes writes upstream, and their order in expected
+	sentSilent atomic.Bool
 
 	queueMu    sync.Mutex
 	queueIdle  *sync.Cond
@@ -127,10 +128,7 @@ func (c *conn) drain() {
 	limit := time.AfterFunc(c.p.limits.DrainTimeout, func() { c.fail(errors.New("draining took too long")) })
 	defer limit.Stop()
 	c.awaitQueue()
-	c.upstreamMu.Lock()
-	silent := c.sentSilent
-	c.upstreamMu.Unlock()
-	if !silent || c.ctx.Err() != nil {
+	if !c.sentSilent.Load() || c.ctx.Err() != nil {
 		return
 	}
 	// Closing a socket that holds unread answers resets it, and the broker

@@ -283,15 +283,15 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 	}{
 		{"the broker does not answer", func(r *rig) {
 			c, b := r.pair(bootstrap)
-			c.ask(1, heartbeat())
-			b.received(heartbeat())
+			c.ask(1, listOffsets())
+			b.received(listOffsets())
 		}},
 		{"all requests in flight are taken", func(r *rig) {
 			c, b := r.pair(bootstrap)
 			for i := range int32(4) {
-				c.ask(i, heartbeat())
+				c.ask(i, listOffsets())
 			}
-			b.received(heartbeat())
+			b.received(listOffsets())
 		}},
 		{"the broker does not read, and the reader writes", func(r *rig) {
 			c, _ := r.pair(bootstrap)
@@ -305,7 +305,7 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 		{"an object is never durable", func(r *rig) {
 			c, _ := r.pair(bootstrap)
 			c.ask(1, produce(9, 1, [2]string{cold, "one"}))
-			c.ask(2, heartbeat())
+			c.ask(2, listOffsets())
 		}},
 		{"an object for a producer without answers is never durable", func(r *rig) {
 			c, _ := r.pair(bootstrap)
@@ -318,7 +318,7 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 			c.ask(1, fetch)
 			b.received(kmsg.NewPtrFetchRequest())
 			go b.Write(encodeResponse(1, fetchResponse(12, hot, many)))
-			c.ask(2, heartbeat())
+			c.ask(2, listOffsets())
 		}},
 		{"the client does not read local answers", func(r *rig) {
 			c, _ := r.pair(on(true))
@@ -360,6 +360,83 @@ func TestShutdownEndsWhateverHangs(t *testing.T) {
 				if took := time.Since(began); took != 5*time.Second {
 					t.Errorf("Shutdown took %v, its context had 5 s", took)
 				}
+			})
+		})
+	}
+}
+
+// What a broker may hold for minutes does not hold a shutdown up: clients ask
+// again elsewhere. Idle connections do not even wait for the grace.
+func TestShutdownDoesNotWaitForPolls(t *testing.T) {
+	fetch := func() kmsg.Request {
+		req := kmsg.NewPtrFetchRequest()
+		req.SetVersion(12)
+		return req
+	}
+	join := func() kmsg.Request {
+		req := kmsg.NewPtrJoinGroupRequest()
+		req.SetVersion(9)
+		return req
+	}
+	const grace, slow = time.Second, 7 * time.Second
+	for _, tc := range []struct {
+		name string
+		do   func(c, b *peer)
+		took time.Duration
+	}{
+		{"a connection without a request ends at once", func(c, b *peer) {
+			c.ask(1, heartbeat())
+			b.reply(heartbeat())
+			c.expect(1)
+		}, 0},
+		{"a Fetch that the broker holds is cut", func(c, b *peer) { c.ask(1, fetch()) }, grace},
+		{"so is a JoinGroup with a Heartbeat behind it", func(c, b *peer) {
+			c.ask(1, join())
+			c.ask(2, heartbeat())
+		}, grace},
+		{"the rest of a request is not waited for", func(c, b *peer) {
+			c.ask(1, heartbeat())
+			b.reply(heartbeat())
+			c.expect(1)
+			c.raw(encode(2, listOffsets())[:9])
+		}, 0},
+		{"a Fetch before another request is waited for", func(c, b *peer) {
+			c.ask(1, fetch())
+			c.ask(2, listOffsets())
+			synctest.Wait()
+			time.AfterFunc(slow, func() {
+				b.received(kmsg.NewPtrFetchRequest())
+				_, _ = b.Write(encodeResponse(1, fetchResponse(12, hot, "one")))
+				b.reply(listOffsets())
+			})
+			go func() {
+				c.expect(1)
+				c.expect(2)
+			}()
+		}, slow},
+		{"what remains when the others are answered is cut", func(c, b *peer) {
+			c.ask(1, listOffsets())
+			c.ask(2, fetch())
+			time.AfterFunc(slow, func() { b.reply(listOffsets()) })
+			go c.expect(1)
+		}, slow + grace},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, proxy.Limits{PollGrace: grace}, func(r *rig) {
+				c, b := r.pair(bootstrap)
+				tc.do(c, b)
+				synctest.Wait()
+				began := time.Now()
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				if err := r.proxy.Shutdown(ctx); err != nil {
+					t.Error(err)
+				}
+				// In fake time, so this judges decisions, not the machine.
+				if took := time.Since(began); took < tc.took || took > tc.took+grace {
+					t.Errorf("Shutdown took %v, want %v", took, tc.took)
+				}
+				synctest.Wait()
 			})
 		})
 	}

@@ -28,6 +28,7 @@ type request struct {
 	version       int16
 	correlationID int32
 	received      time.Time
+	owed          bool         // the connection counts it as such
 	offloads      []*offloaded // Produce
 	offloading    bool         // the connection's producer counts it
 	passages      []passage    // Produce
@@ -160,6 +161,9 @@ func (c *conn) giveBack(r *request) {
 // finish returns what a request holds until it is answered or given up.
 func (c *conn) finish(r *request) {
 	c.landed(r)
+	if r.owed {
+		c.owed.Add(-1)
+	}
 	<-c.slots
 }
 
@@ -192,7 +196,7 @@ func (c *conn) forward(r *request) error {
 	c.upstreamMu.Lock()
 	defer c.upstreamMu.Unlock()
 	if r.silent {
-		c.sentSilent = true
+		c.sentSilent.Store(true)
 	} else {
 		c.expect(r)
 	}

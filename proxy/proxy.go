@@ -39,6 +39,7 @@ type Limits struct {
 	FactsTimeout        time.Duration // to learn a topic's configuration
 	HydrateTimeout      time.Duration // to read the objects of one Fetch answer
 	DrainTimeout        time.Duration // for acks=0 records of a client that has gone, and for answers owed to one that is to go
+	PollGrace           time.Duration // at shutdown, for answers that clients ask for again without harm
 }
 
 // DefaultLimits are the limits of a proxy that was told none.
@@ -62,6 +63,7 @@ func DefaultLimits() Limits {
 		FactsTimeout:        2 * time.Second,
 		HydrateTimeout:      20 * time.Second, // below the clients' request.timeout.ms of 30 s
 		DrainTimeout:        30 * time.Second,
+		PollGrace:           time.Second, // twice the clients' default fetch.max.wait.ms
 	}
 }
 
@@ -85,6 +87,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.FactsTimeout, d.FactsTimeout)
 	def(&l.HydrateTimeout, d.HydrateTimeout)
 	def(&l.DrainTimeout, d.DrainTimeout)
+	def(&l.PollGrace, d.PollGrace)
 	// A budget below one frame would never let that frame in.
 	l.RequestBytes = max(l.RequestBytes, int64(l.MaxFrameBytes)+4)
 	l.ResponseBytes = max(l.ResponseBytes, int64(l.MaxFrameBytes)+4)
@@ -311,7 +314,10 @@ func (p *Proxy) closeListeners() {
 }
 
 // Shutdown stops accepting, lets connections answer what they have read, and
-// ends them; those that have not finished when ctx ends are cut.
+// ends them: idle ones at once, so that their clients move on while others
+// finish. A broker may hold a Fetch or a JoinGroup for minutes; connections
+// that wait for no more than such are cut after PollGrace. The others are cut
+// when ctx ends, and that is an error.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.closeListeners()
 	ended := make(chan struct{})
@@ -325,13 +331,50 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 		_ = c.client.SetReadDeadline(time.Unix(1, 0))
 	}
 	p.mu.Unlock()
-	select {
-	case <-ended:
-		p.cancel(errShutdown)
-		return nil
-	case <-ctx.Done():
-		p.cancel(errShutdown)
-		<-ended
-		return fmt.Errorf("connections were cut: %w", context.Cause(ctx))
+	tick := time.NewTicker(p.limits.PollGrace)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			p.cancel(errShutdown)
+			return nil
+		case <-tick.C:
+			p.cutPolls()
+		case <-ctx.Done():
+			unfinished := p.unfinished()
+			p.cancel(errShutdown)
+			<-ended
+			if unfinished == 0 {
+				return nil
+			}
+			return fmt.Errorf("%d connections were cut before their requests were answered: %w", unfinished, context.Cause(ctx))
+		}
 	}
+}
+
+// cutPolls ends the connections that a shutdown need not wait for.
+func (p *Proxy) cutPolls() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		switch {
+		case c.owed.Load() > 0 || c.isGone():
+		case c.sentSilent.Load():
+			go c.lose(errShutdown) // the broker may not have read it yet
+		default:
+			c.fail(errShutdown)
+		}
+	}
+}
+
+// unfinished counts the connections whose end somebody may miss something by.
+func (p *Proxy) unfinished() (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		if c.owed.Load() > 0 || c.sentSilent.Load() {
+			n++
+		}
+	}
+	return n
 }

@@ -136,6 +136,10 @@ func (c *conn) accept(r *request) error {
 		return fmt.Errorf("%w: API key %d (%s)", errRefused, key, kmsg.NameForKey(key))
 	}
 	c.p.metrics.request(r)
+	if !r.api.poll() {
+		r.owed = true
+		c.owed.Add(1)
+	}
 	if r.version < r.api.Min || r.version > r.api.Max {
 		if key == apiVersionsKey {
 			r.local = unsupportedAPIVersions(r)

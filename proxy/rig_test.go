@@ -203,6 +203,13 @@ func heartbeat() kmsg.Request {
 	return req
 }
 
+// listOffsets is a request that a shutdown waits for.
+func listOffsets() kmsg.Request {
+	req := kmsg.NewPtrListOffsetsRequest()
+	req.SetVersion(7)
+	return req
+}
+
 // peer speaks Kafka on one end of a connection.
 type peer struct {
 	net.Conn

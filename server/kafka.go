@@ -19,8 +19,10 @@ import (
 // ClusterOptions says how a configuration reaches its cluster.
 func ClusterOptions(cfg *config.Config, log zerolog.Logger, reg prometheus.Registerer) (lowlatency.Options, error) {
 	o := lowlatency.Options{
-		Bootstrap:   cfg.Kafka.Bootstrap,
-		DialTimeout: cfg.Limits.DialTimeout,
+		Bootstrap:      cfg.Kafka.Bootstrap,
+		DialTimeout:    cfg.Limits.DialTimeout,
+		DialsPerBroker: cfg.Limits.DialsPerBroker,
+		DialQueue:      cfg.Limits.DialQueue,
 		InRange: func(id int32) bool {
 			_, ok := cfg.Listen.NodeIDs.Position(id)
 			return ok
