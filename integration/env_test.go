@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/harness"
+	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/server"
 )
 
@@ -98,8 +99,9 @@ type replica struct {
 	Extra     string // more YAML, at the top level
 	Default   string // default_class
 	Log       io.Writer
-	InKafka   string // more YAML, below kafka, indented by two
-	InListen  string // likewise, below listen
+	InKafka   string              // more YAML, below kafka, indented by two
+	InListen  string              // likewise, below listen
+	Dial      lowlatency.DialFunc // startSluice only
 }
 
 // bootstrap is what clients connect to.
@@ -187,7 +189,7 @@ func startSluice(t testing.TB, r replica) *sluice {
 	if r.Log == nil {
 		r.Log = zerolog.NewTestWriter(t)
 	}
-	s, err := server.Start(ctx, cfg, server.Options{Logger: zerolog.New(r.Log).Level(zerolog.WarnLevel)})
+	s, err := server.Start(ctx, cfg, server.Options{Logger: zerolog.New(r.Log).Level(zerolog.WarnLevel), Dial: r.Dial})
 	if err != nil {
 		t.Fatal(err)
 	}
