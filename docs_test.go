@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/server"
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
@@ -292,6 +293,7 @@ func registered(t *testing.T) map[string]metric {
 	}
 	defer tier.Close(t.Context())
 	objstore.NewMeters(reg)
+	server.NewMemoryGauge(reg, config.Limits{})
 	routes, err := router.New(nil, map[string]tiers.Class{"control": {Name: "control"}}, "control")
 	if err != nil {
 		t.Fatal(err)

@@ -55,6 +55,7 @@ func serve(ctx context.Context, cmd *cobra.Command, path string) error {
 	if have, ok := openFiles(); ok {
 		warnOfFiles(log, have, cfg.Limits.Connections)
 	}
+	server.LimitMemory(cfg.Limits)
 	s, err := server.Start(ctx, cfg, server.Options{Logger: log})
 	switch {
 	case err != nil && ctx.Err() != nil:

@@ -34,8 +34,8 @@ func (p *parser) check() {
 		p.class(name)
 	}
 	p.rules()
+	p.memory()
 	p.usedClasses()
-	p.limits()
 }
 
 // problem reports at a path's value, or at the nearest thing around it that
@@ -424,23 +424,6 @@ func (p *parser) classNames(but string) []string {
 		}
 	}
 	return names
-}
-
-func (p *parser) limits() {
-	l := p.cfg.Limits
-	for _, memory := range []struct {
-		path  string
-		bytes int64
-	}{{"limits.request_memory_bytes", l.RequestMemoryBytes}, {"limits.response_memory_bytes", l.ResponseMemoryBytes}} {
-		if memory.bytes >= l.FrameBytes {
-			continue
-		}
-		at := memory.path
-		if !p.has(at) {
-			at = "limits.frame_bytes"
-		}
-		p.problem(at, memory.path+" is less than one frame of limits.frame_bytes", "such a frame could never be read: raise the first or lower the second")
-	}
 }
 
 // has reports whether a path stands in the file, right or wrong.

@@ -123,6 +123,7 @@ type Store struct {
 // Limits bounds everything that clients, brokers or stores could make grow.
 // None is zero but, on demand, the two InlineBytes.
 type Limits struct {
+	MemoryBytes         int64         // what the process is to stay within; the next five are shares of it unless they are set
 	Connections         int           // client connections, all listeners together
 	ConnectionsPerIP    int           // the same from one address
 	FrameBytes          int64         // one request or answer
@@ -133,6 +134,8 @@ type Limits struct {
 	FrameTimeout        time.Duration // from a frame's first byte to its last
 	IdleTimeout         time.Duration // between requests
 	WriteTimeout        time.Duration // for a client to take any byte of an answer
+	StallTimeout        time.Duration // the same, and for the rest of a frame, while others wait for memory
+	BrokerWriteTimeout  time.Duration // for a broker to take any byte of a request
 	DialTimeout         time.Duration // to connect to a broker
 	DialsPerBroker      int           // connections to one broker that are being made for clients
 	DialQueue           int           // clients that wait for their turn to be connected to one broker

@@ -50,6 +50,7 @@ func TestTheIssuesExample(t *testing.T) {
 	}
 	want.Admin = "127.0.0.1:19644"
 	want.Stores["default"] = Store{Name: "default", URL: "s3://bucket/prefix", Scheme: "s3", Bucket: "bucket", Prefix: "prefix", Endpoint: "http://127.0.0.1:7070", PathStyle: true}
+	want.Limits.share(func(string) bool { return false })
 	want.DefaultClass = "control"
 	want.Rules = []router.Rule{
 		{Patterns: []string{"payments*"}, Class: "control", Line: 13},
@@ -107,6 +108,7 @@ func TestEveryKey(t *testing.T) {
 	}
 	// No key of the schema may be left out here, or be read into nothing.
 	other := defaults()
+	other.Limits.share(func(string) bool { return false })
 	other.Stores = cfg.Stores
 	_, applied, waiting, err := Reload(other, cfg)
 	if err != nil {
@@ -268,7 +270,7 @@ func TestReload(t *testing.T) {
 		applied, waiting []string
 	}{
 		{"nothing has changed", minimal + stores + "topics: [ { match: a, class: control } ]\n", nil, nil},
-		{"a comment or another way to write the same changes nothing", "# moved\n" + minimal + stores + "topics:\n  - match: [ 'a' ]\n    class: control\nlimits: { put_timeout: 5000ms, cache_bytes: 256 MiB }\n", nil, nil},
+		{"a comment or another way to write the same changes nothing", "# moved\n" + minimal + stores + "topics:\n  - match: [ 'a' ]\n    class: control\nlimits: { put_timeout: 5000ms, inline_bytes_per_second: 16 MiB, memory_bytes: auto }\n", nil, nil},
 		{"rules, classes, the default and the log level are applied", minimal + stores + "default_class: telemetry\nclasses: { telemetry: { linger: 1s }, mine: { tier: low-latency } }\nlog: { level: debug }\n",
 			[]string{"default_class", "topics", "classes.mine", "classes.telemetry.linger", "log.level"}, nil},
 		{"all else waits for a restart", strings.Replace(minimal, "broker-1", "broker-2", 1) + "topics: [ { match: a, class: control } ]\nadmin: \"127.0.0.1:1\"\nlimits: { connections: 5 }\nlog: { format: console }\nstores: { default: { url: \"file:///other\" }, more: { url: \"s3://bucket\" } }\n",
@@ -350,7 +352,7 @@ func TestSchemaHoldsTogether(t *testing.T) {
 		if (k.from == "") != (k.to == "") {
 			t.Errorf("%s: a range has two ends", k.path)
 		}
-		if strings.HasPrefix(k.path, "limits.") && (k.metric == "" || k.from == "" || k.def == "") {
+		if strings.HasPrefix(k.path, "limits.") && (k.metric == "" || k.from == "" || k.def == "" && k.derived == "") {
 			t.Errorf("%s: a limit has a default, a range and a metric", k.path)
 		}
 		class, store, rule := newClass("x"), Store{Name: "x"}, router.Rule{}

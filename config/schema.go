@@ -20,6 +20,7 @@ type key struct {
 	from, to string   // range, written as in the file; "" is open
 	oneOf    []string // for choice
 	live     bool     // a change takes effect without a restart
+	auto     bool     // the word auto stands for zero, which check replaces
 	metric   string   // of a limit: where an operator sees it at work
 	refused  string   // the key is only known so that it can be refused: why
 
@@ -136,25 +137,28 @@ func schema() []key {
 		{path: "classes.*.audit", kind: kindFlag, def: "false", live: true, field: func(t target) any { return &t.class.Audit }},
 		{path: "classes.*.on_outage", kind: kindChoice, def: tiers.Wait, oneOf: []string{tiers.Wait, tiers.Reject}, live: true, field: func(t target) any { return &t.class.OnOutage }},
 
+		{path: "limits.memory_bytes", kind: kindSize, def: "auto", auto: true, from: "128MiB", to: "16TiB", metric: "sluice_memory_limit_bytes", field: func(t target) any { return &t.Limits.MemoryBytes }},
 		{path: "limits.connections", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
 		{path: "limits.connections_per_ip", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},
-		{path: "limits.frame_bytes", kind: kindSize, def: "100MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_protocol_errors_total", field: func(t target) any { return &t.Limits.FrameBytes }},
-		{path: "limits.request_memory_bytes", kind: kindSize, def: "512MiB", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_bytes", field: func(t target) any { return &t.Limits.RequestMemoryBytes }},
-		{path: "limits.response_memory_bytes", kind: kindSize, def: "1GiB", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_bytes", field: func(t target) any { return &t.Limits.ResponseMemoryBytes }},
+		{path: "limits.frame_bytes", kind: kindSize, derived: "at most 100MiB, and half of the memory for either direction", from: "1MiB", to: "1GiB", metric: "sluice_proxy_protocol_errors_total", field: func(t target) any { return &t.Limits.FrameBytes }},
+		{path: "limits.request_memory_bytes", kind: kindSize, derived: "an eighth of `limits.memory_bytes`", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_bytes", field: func(t target) any { return &t.Limits.RequestMemoryBytes }},
+		{path: "limits.response_memory_bytes", kind: kindSize, derived: "a quarter of `limits.memory_bytes`", from: "1MiB", to: "1TiB", metric: "sluice_proxy_frame_bytes", field: func(t target) any { return &t.Limits.ResponseMemoryBytes }},
 		{path: "limits.requests_in_flight", kind: kindCount, def: "256", from: "1", to: "10000", metric: "sluice_proxy_request_seconds", field: func(t target) any { return &t.Limits.RequestsInFlight }},
 		{path: "limits.first_request_timeout", kind: kindDuration, def: "1m", from: "100ms", to: "1h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.FirstRequestTimeout }},
 		{path: "limits.frame_timeout", kind: kindDuration, def: "1m", from: "100ms", to: "1h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.FrameTimeout }},
 		{path: "limits.idle_timeout", kind: kindDuration, def: "11m", from: "1s", to: "24h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.IdleTimeout }},
 		{path: "limits.write_timeout", kind: kindDuration, def: "11m", from: "100ms", to: "24h", metric: "sluice_proxy_timeouts_total", field: func(t target) any { return &t.Limits.WriteTimeout }},
+		{path: "limits.stall_timeout", kind: kindDuration, def: "10s", from: "100ms", to: "1h", metric: "sluice_proxy_stalled_connections_total", field: func(t target) any { return &t.Limits.StallTimeout }},
+		{path: "limits.broker_write_timeout", kind: kindDuration, def: "2m", from: "100ms", to: "1h", metric: "sluice_proxy_broker_stalls_total", field: func(t target) any { return &t.Limits.BrokerWriteTimeout }},
 		{path: "limits.dial_timeout", kind: kindDuration, def: "10s", from: "100ms", to: "5m", metric: "sluice_proxy_dial_errors_total", field: func(t target) any { return &t.Limits.DialTimeout }},
 		{path: "limits.dials_per_broker", kind: kindCount, def: "16", from: "1", to: "10000", metric: "sluice_lowlatency_dials", field: func(t target) any { return &t.Limits.DialsPerBroker }},
 		{path: "limits.dial_queue", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_lowlatency_dials_waiting", field: func(t target) any { return &t.Limits.DialQueue }},
 		{path: "limits.drain_timeout", kind: kindDuration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_requests_dropped_total", field: func(t target) any { return &t.Limits.DrainTimeout }},
 		{path: "limits.fetch_bytes", kind: kindSize, def: "64MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_fetch_hydrated_bytes_total", field: func(t target) any { return &t.Limits.FetchBytes }},
 		{path: "limits.hydrate_timeout", kind: kindDuration, def: "20s", from: "100ms", to: "5m", metric: "sluice_proxy_fetch_storage_errors_total", field: func(t target) any { return &t.Limits.HydrateTimeout }},
-		{path: "limits.cache_bytes", kind: kindSize, def: "256MiB", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
+		{path: "limits.cache_bytes", kind: kindSize, derived: "an eighth of `limits.memory_bytes`", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
 		{path: "limits.get_concurrency", kind: kindCount, def: "32", from: "1", to: "1000", metric: "sluice_diskless_chunk_gets_total", field: func(t target) any { return &t.Limits.GetConcurrency }},
-		{path: "limits.write_buffer_bytes", kind: kindSize, def: "256MiB", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffered_bytes", field: func(t target) any { return &t.Limits.WriteBufferBytes }},
+		{path: "limits.write_buffer_bytes", kind: kindSize, derived: "a sixteenth of `limits.memory_bytes`", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffered_bytes", field: func(t target) any { return &t.Limits.WriteBufferBytes }},
 		{path: "limits.put_concurrency", kind: kindCount, def: "16", from: "1", to: "1000", metric: "sluice_diskless_put_seconds", field: func(t target) any { return &t.Limits.PutConcurrency }},
 		{path: "limits.puts_per_second", kind: kindCount, def: "10", from: "0", to: "10000", metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.Limits.PutsPerSecond }},
 		{path: "limits.retry_batches", kind: kindCount, def: "65536", from: "0", to: "10000000", metric: "sluice_diskless_reused_batches_total", field: func(t target) any { return &t.Limits.RetryBatches }},

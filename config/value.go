@@ -44,6 +44,10 @@ func (k key) assign(into any, value string) *fault {
 		}
 		*into = n
 	case *int64:
+		if k.auto && value == "auto" {
+			*into = 0
+			return nil
+		}
 		n, ok := parseSize(value)
 		if !ok {
 			return &fault{what: k.isNot(value), remedy: "write a size, as in 64KiB, 8MiB or 1GiB" + k.span()}

@@ -232,15 +232,12 @@ func (t *Tier) chunks(w *writer, ref placeholder.Ref) []chunkKey {
 	return keys
 }
 
-// read returns the range of a reference; it aliases the cache when it lies in
-// one chunk.
+// read returns a copy of a reference's range: a slow reader's answer would keep
+// the whole chunk in memory long after the cache has let go of it.
 func (t *Tier) read(ctx context.Context, w *writer, ref placeholder.Ref) ([]byte, error) {
 	keys := t.chunks(w, ref)
 	size := uint64(t.limits.ChunkBytes)
-	var joined []byte
-	if len(keys) > 1 {
-		joined = make([]byte, 0, ref.Length)
-	}
+	joined := make([]byte, 0, ref.Length)
 	at, left := ref.Offset, uint64(ref.Length)
 	for _, k := range keys {
 		chunk, err := t.chunk(ctx, w, k)
@@ -251,9 +248,6 @@ func (t *Tier) read(ctx context.Context, w *writer, ref placeholder.Ref) ([]byte
 		to := min(from+left, size)
 		if to > uint64(len(chunk)) {
 			return nil, errShort
-		}
-		if len(keys) == 1 {
-			return chunk[from:to:to], nil
 		}
 		joined = append(joined, chunk[from:to]...)
 		at, left = at+to-from, left-(to-from)

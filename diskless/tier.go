@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,11 +72,16 @@ func DefaultLimits() Limits {
 // minChunk keeps GETs few, however small the cache.
 const minChunk = 1 << 20
 
+// ChunkBytes is what one GET asks for when the cache has a size.
+func ChunkBytes(cache int64) int64 {
+	return min(DefaultLimits().ChunkBytes, max(minChunk, cache/16))
+}
+
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	def(&l.BufferBytes, d.BufferBytes)
 	def(&l.CacheBytes, d.CacheBytes)
-	def(&l.ChunkBytes, min(d.ChunkBytes, max(minChunk, l.CacheBytes/16)))
+	def(&l.ChunkBytes, ChunkBytes(l.CacheBytes))
 	def(&l.PutConcurrency, d.PutConcurrency)
 	def(&l.PutTimeout, d.PutTimeout)
 	def(&l.PutAttempt, 2*l.PutTimeout)
@@ -111,6 +117,7 @@ type Tier struct {
 	log        zerolog.Logger
 	metrics    *metrics
 	budget     *inlineBudget
+	buffered   atomic.Int64 // bytes of batches in objects that are not durable yet, all stores together
 	sealer     *sealer
 	retries    *retries
 	cache      *cache

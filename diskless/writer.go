@@ -189,7 +189,7 @@ type writer struct {
 	store    StoreHandle // zero until attached
 	open     map[classKey]*object
 	pending  []*object  // sealed, not yet durable or given up, oldest first
-	buffered int64      // bytes of batches in open and pending objects; at most limits.BufferBytes
+	buffered int64      // bytes of batches in open and pending objects
 	parked   []*offload // waiting for buffer space, first come first served; the proxy's memory for requests bounds it
 	decided  []*offload // to be notified by unlock
 	sweeping bool
@@ -298,10 +298,11 @@ func (w *writer) take(o *offload) {
 	w.sweepLater()
 }
 
-// fits reports whether the buffer has room. A batch larger than all of it goes
-// alone.
+// fits reports whether the buffer has room, which all stores share. A store
+// that has nothing of it may always take one batch: one that stands does not
+// stop the others.
 func (w *writer) fits(o *offload) bool {
-	return w.buffered == 0 || w.buffered+int64(o.size) <= w.tier.limits.BufferBytes
+	return w.buffered == 0 || w.tier.buffered.Load()+int64(o.size) <= w.tier.limits.BufferBytes
 }
 
 const (
@@ -347,6 +348,7 @@ func (w *writer) append(o *offload) {
 // hold counts bytes in or, below zero, out of the buffer. mu is held.
 func (w *writer) hold(n int64) {
 	w.buffered += n
+	w.tier.buffered.Add(n)
 	w.tier.metrics.buffered.Add(float64(n))
 }
 

@@ -188,6 +188,18 @@ func (c *conn) lose(err error) {
 	_ = c.client.Close()
 }
 
+// listener is what the metrics call the listener that the client came to.
+func (c *conn) listener() string {
+	switch {
+	case c.node == AnyBroker:
+		return "bootstrap"
+	case c.diskless:
+		return "diskless"
+	default:
+		return "low-latency"
+	}
+}
+
 func (c *conn) isGone() bool { return c.present.Err() != nil }
 
 // isQuietEnd reports whether a peer left as peers do.
@@ -208,12 +220,18 @@ func (c *conn) logEnd(err error) {
 	case isQuietEnd(err) || errors.Is(err, net.ErrClosed) || errors.Is(err, errShutdown) || errors.Is(err, context.Canceled):
 		c.log.Debug().Err(err).Msg("connection ended")
 	case errors.As(err, &broker):
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.p.metrics.brokerStalls.Inc() // nothing is read from brokers under a deadline
+		}
 		c.p.warn(c.log).Err(err).Msg("connection closed: trouble with the broker")
 	case isRefusal(err):
 		c.p.metrics.protocolErrors.Inc()
 		c.p.warn(c.log).Err(err).Msg("connection closed: the client does not speak as a Kafka client should")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, errStalled):
 		c.p.metrics.timeouts.Inc()
+		if errors.Is(err, errStalled) {
+			c.p.metrics.stalled.Inc()
+		}
 		c.p.warn(c.log).Err(err).Msg("connection closed: the client took too long")
 	default:
 		c.p.warn(c.log).Err(err).Msg("connection ended")

@@ -509,12 +509,12 @@ func TestTopicIDWithoutANameIsAskedForAgain(t *testing.T) {
 }
 
 func TestShortMemoryMakesAnswersShorter(t *testing.T) {
-	inBubble(t, proxy.Limits{MaxFrameBytes: 1 << 10, ResponseBytes: 2 << 10}, func(r *rig) {
+	inBubble(t, proxy.Limits{MaxFrameBytes: 1 << 10, ResponseBytes: 16 << 10}, func(r *rig) {
 		f := r.fetcher(on(true), 12)
 		req := fetchRequest(12, cold, 3, 1<<20)
 		for range 3 { // what was held is given back
-			got, _ := f.round(req, "P1000;", "P1000;", "P1000;P1000;")
-			if n := len(got[0]) + len(got[1]) + len(got[2]); n != 2000 {
+			got, _ := f.round(req, "P2000;", "P2000;", "P2000;P2000;")
+			if n := len(got[0]) + len(got[1]) + len(got[2]); n != 4000 {
 				t.Errorf("%d bytes: want the first batch, and the one for which there is room", n)
 			}
 		}

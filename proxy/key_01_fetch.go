@@ -23,6 +23,7 @@ import (
 //     last seen, per partition, never below minUpstream; min.bytes counts
 //     placeholder bytes, so it becomes 1; the rack is blanked on diskless
 //     listeners. Other requests pass as the bytes that the client sent.
+//   - No request asks a broker for more than one of its answers may hold.
 //   - Only brokers may fetch as a replica: refused.
 //   - Answers: every returned batch's header is looked at. When none may be a
 //     placeholder, the frame passes as it came. Otherwise placeholders are
@@ -132,6 +133,10 @@ func (c *conn) fetch(r *request) error {
 	frame := r.in.b
 	r.answer = (*conn).fetchAnswer
 	r.limits.request = getInt32(frame, view.MaxAt)
+	upstream := min(r.limits.request, c.p.limits.fetchable())
+	if upstream < r.limits.request {
+		putInt32(frame, view.MaxAt, upstream)
+	}
 
 	s := &c.fetchState
 	s.mu.Lock()
@@ -162,7 +167,7 @@ func (c *conn) fetch(r *request) error {
 	for _, state := range s.partitions {
 		least = min(least, state.expansion)
 	}
-	putInt32(frame, view.MaxAt, shrink(r.limits.request, least))
+	putInt32(frame, view.MaxAt, min(upstream, shrink(r.limits.request, least)))
 	putInt32(frame, view.MinAt, min(getInt32(frame, view.MinAt), 1))
 	if c.diskless && view.RackEnd-view.RackAt > 2 {
 		none := []byte{0, 0}
@@ -342,9 +347,9 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 	loads.SetLimit(c.p.limits.HydrateConcurrency)
 	rules := c.p.opt.Router()
 	budget := min(int(r.limits.request), c.p.limits.FetchBytes)
-	first := true
+	first, full := true, false
 	for _, h := range turn {
-		if h.failed || used >= budget && !first {
+		if h.failed || full || used >= budget && !first {
 			continue
 		}
 		records := in.b[h.part.From:h.part.To]
@@ -356,7 +361,11 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 			n := piece.Size()
 			// The very first batch is given whatever its size; so a partition
 			// whose next batch is larger than its limit waits for its turn.
-			if !first && (size+n > h.max || used+n > budget || !r.hold(c.p.responses, n)) {
+			if first && r.awaitRoom(ctx, c, n) != nil {
+				full = true // nothing this time; the client asks again
+				break
+			}
+			if !first && (size+n > h.max || used+n > budget || !r.hold(c.p.hydrated, n)) {
 				break
 			}
 			first = false

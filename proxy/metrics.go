@@ -17,8 +17,11 @@ type metrics struct {
 	forwarded      prometheus.Counter
 	frameBytes     *prometheus.GaugeVec
 	frameWaits     *prometheus.CounterVec
+	frameWaiting   *prometheus.GaugeVec
 	protocolErrors prometheus.Counter
 	timeouts       prometheus.Counter
+	stalled        prometheus.Counter
+	brokerStalls   prometheus.Counter
 	acceptErrors   prometheus.Counter
 	dialErrors     prometheus.Counter
 	dropped        prometheus.Counter
@@ -40,13 +43,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		connections:    prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_proxy_connections", Help: "Open client connections, by listener."}, []string{"listener"}),
 		refused:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_connections_refused_total", Help: "Connections refused, by the limit that was reached."}, []string{"limit"}),
-		frameBytes:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_proxy_frame_bytes", Help: "Bytes of frames held in memory, by direction."}, []string{"direction"}),
-		frameWaits:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_frame_waits_total", Help: "Times a connection waited for frame memory, by direction."}, []string{"direction"}),
+		frameBytes:     prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_proxy_frame_bytes", Help: "Bytes of memory that frames and what is hydrated take, by direction."}, []string{"direction"}),
+		frameWaits:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_frame_waits_total", Help: "Times a connection waited for that memory, by direction and by the listener it came to."}, []string{"direction", "listener"}),
+		frameWaiting:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_proxy_frame_waiting", Help: "Connections that wait for that memory now, by direction."}, []string{"direction"}),
 		requestBytes:   counter("sluice_proxy_received_bytes_total", "Bytes of requests received from clients."),
 		clientBytes:    counter("sluice_proxy_sent_bytes_total", "Bytes of answers sent to clients."),
 		forwarded:      counter("sluice_proxy_forwarded_total", "Requests forwarded to brokers."),
 		protocolErrors: counter("sluice_proxy_protocol_errors_total", "Connections closed because the client broke the protocol or a frame limit."),
 		timeouts:       counter("sluice_proxy_timeouts_total", "Connections closed because the client took too long."),
+		stalled:        counter("sluice_proxy_stalled_connections_total", "Connections closed because they kept memory that others waited for."),
+		brokerStalls:   counter("sluice_proxy_broker_stalls_total", "Connections closed because their broker took nothing of a request for too long."),
 		acceptErrors:   counter("sluice_proxy_accept_errors_total", "Connections that the operating system could not hand over."),
 		dialErrors:     counter("sluice_proxy_dial_errors_total", "Connections to brokers that did not come about."),
 		crossed:        counter("sluice_proxy_crossed_requests_total", "Produce requests that waited for earlier ones of their producer on the other listener, because a topic has changed its class."),
@@ -69,19 +75,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			m.seconds[a.Key] = seconds.WithLabelValues(a.Name)
 		}
 	}
-	reg.MustRegister(m.connections, m.refused, m.frameBytes, m.frameWaits, byKey, seconds)
+	reg.MustRegister(m.connections, m.refused, m.frameBytes, m.frameWaits, m.frameWaiting, byKey, seconds)
 	return m
 }
 
 func (m *metrics) open(c *conn) prometheus.Gauge {
-	switch {
-	case c.node == AnyBroker:
-		return m.connections.WithLabelValues("bootstrap")
-	case c.diskless:
-		return m.connections.WithLabelValues("diskless")
-	default:
-		return m.connections.WithLabelValues("low-latency")
-	}
+	return m.connections.WithLabelValues(c.listener())
 }
 
 func (m *metrics) request(r *request) {

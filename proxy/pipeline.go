@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -79,13 +80,22 @@ func (r *request) isReady() bool {
 
 // hold takes room for n bytes of the answer, until it is written, or says that
 // there is none: memory is short, so the answer becomes shorter. It never
-// waits, for it holds the room of the frame.
-func (r *request) hold(b *budget, n int) bool {
-	if !b.grab(n) {
+// waits, for it may hold some already.
+func (r *request) hold(p *pot, n int) bool {
+	if !p.grab(n) {
 		return false
 	}
 	r.hydrated += n
 	return true
+}
+
+// awaitRoom is hold for the first bytes of an answer. Who waits for them holds
+// no more than the frame that they belong to, and whoever has them waits for
+// none: so somebody always gets on.
+func (r *request) awaitRoom(ctx context.Context, c *conn, n int) error {
+	got, err := c.p.hydrated.await(ctx, n, c.listener())
+	r.hydrated += got
+	return err
 }
 
 // submit hands a request to the forward step. Only the reader calls it. When

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -25,7 +26,7 @@ type Limits struct {
 	ConnectionsPerIP    int           // the same from one address
 	MaxFrameBytes       int           // size of one frame, either direction
 	RequestBytes        int64         // request frames in memory, all connections together
-	ResponseBytes       int64         // answer frames in memory, all connections together
+	ResponseBytes       int64         // answers in memory, what is hydrated included, all connections together
 	RequestsInFlight    int           // requests of one connection that are not yet answered
 	FetchBytes          int           // hydrated bytes in one Fetch answer
 	HydrateConcurrency  int           // partitions of one Fetch answer that are hydrated at a time
@@ -67,6 +68,9 @@ func DefaultLimits() Limits {
 	}
 }
 
+// minBudget leaves every part of a budget room for a few of the least frames.
+const minBudget = 16 << 10
+
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	def(&l.Connections, d.Connections)
@@ -89,9 +93,16 @@ func (l Limits) withDefaults() Limits {
 	def(&l.DrainTimeout, d.DrainTimeout)
 	def(&l.PollGrace, d.PollGrace)
 	// A budget below one frame would never let that frame in.
-	l.RequestBytes = max(l.RequestBytes, int64(l.MaxFrameBytes)+4)
-	l.ResponseBytes = max(l.ResponseBytes, int64(l.MaxFrameBytes)+4)
+	l.RequestBytes = max(l.RequestBytes, int64(l.MaxFrameBytes)*frameShare, minBudget)
+	l.ResponseBytes = max(l.ResponseBytes, int64(l.MaxFrameBytes)*frameShare, minBudget)
 	return l
+}
+
+// fetchable is the most that a Fetch asks a broker for. What is left of a frame
+// is for all that is not records, and for a first batch that is larger than
+// what is left of the client's own limit.
+func (l Limits) fetchable() int32 {
+	return int32(min(l.MaxFrameBytes-l.MaxFrameBytes/4, math.MaxInt32))
 }
 
 func def[T comparable](v *T, d T) {
@@ -124,6 +135,7 @@ type Proxy struct {
 	apis      *byKey
 	requests  *budget
 	responses *budget
+	hydrated  *pot
 	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
 	crossings *crossings
 	warnings  *rate.Limiter
@@ -168,8 +180,18 @@ func New(opt Options) (*Proxy, error) {
 		conns:     make(map[*conn]struct{}),
 		perIP:     make(map[string]int),
 	}
-	p.requests = newBudget(p.limits.RequestBytes, p.metrics.frameBytes.WithLabelValues("request"), p.metrics.frameWaits.WithLabelValues("request"), func() { p.cutStalled(func(c *conn) *stall { return &c.filling }) })
-	p.responses = newBudget(p.limits.ResponseBytes, p.metrics.frameBytes.WithLabelValues("response"), p.metrics.frameWaits.WithLabelValues("response"), func() { p.cutStalled(func(c *conn) *stall { return &c.toClient.stall }) })
+	budgetOf := func(direction string) (prometheus.Gauge, *prometheus.CounterVec, prometheus.Gauge) {
+		return p.metrics.frameBytes.WithLabelValues(direction), p.metrics.frameWaits.MustCurryWith(prometheus.Labels{"direction": direction}), p.metrics.frameWaiting.WithLabelValues(direction)
+	}
+	cutSenders := func() { p.cutStalled(func(c *conn) *stall { return &c.filling }) }
+	cutReaders := func() { p.cutStalled(func(c *conn) *stall { return &c.toClient.stall }) }
+	hydrated := p.limits.ResponseBytes / hydratedShare
+	used, held, waiting := budgetOf("request")
+	p.requests = newBudget(p.limits.RequestBytes, true, used, held, waiting, cutSenders)
+	used, held, waiting = budgetOf("response")
+	p.responses = newBudget(p.limits.ResponseBytes-hydrated, false, used, held, waiting, cutReaders)
+	used, held, waiting = budgetOf("hydrated")
+	p.hydrated = newPot(hydrated, used, held, waiting, cutReaders)
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	if err := p.listen(AnyBroker, opt.Bootstrap); err != nil {
 		p.closeListeners()

@@ -93,7 +93,7 @@ func (c *conn) read() error {
 			return context.Cause(c.present)
 		}
 		r := &request{}
-		if err := c.p.requests.take(c.present, n, &r.in); err != nil {
+		if err := c.makeRoom(n, &r.in); err != nil {
 			<-c.slots
 			return err
 		}
@@ -111,6 +111,23 @@ func (c *conn) read() error {
 			return err
 		}
 	}
+}
+
+// makeRoom takes memory for a frame that the client has announced. Anybody may
+// announce anything: until the broker talks to a client it has little, and
+// before it gets more the broker is asked whether it may speak at all.
+func (c *conn) makeRoom(n int, f *frame) error {
+	requests := c.p.requests
+	if c.welcome.Load() {
+		return requests.take(c.present, n, f, c.listener())
+	}
+	if size, _ := room(n); size <= requests.unknown {
+		return requests.takeStranger(c.present, n, f, c.listener())
+	}
+	if err := c.awaitWelcome(); err != nil {
+		return err
+	}
+	return requests.take(c.present, n, f, c.listener())
 }
 
 // readError tells a reader that Shutdown woke from one whose client was slow.

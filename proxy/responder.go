@@ -60,7 +60,7 @@ func (c *conn) responder() error {
 		if err != nil {
 			return fmt.Errorf("reading from broker: %w", err)
 		}
-		if err := c.p.responses.take(c.ctx, n, &resp); err != nil {
+		if err := c.p.responses.take(c.ctx, n, &resp, c.listener()); err != nil {
 			return err
 		}
 		if err := in.fill(&resp); err != nil {
@@ -94,10 +94,16 @@ func (c *conn) respond(resp *frame) error {
 	case r.internal != nil:
 		r.internal(resp, nil)
 	case r.answer != nil:
+		if r.api.Treatment == Map && len(resp.b) > smallFrame {
+			// It is decoded and encoded anew: a large cluster's Metadata.
+			if err := r.awaitRoom(c.ctx, c, decodedFactor*len(resp.b)); err != nil {
+				return err
+			}
+		}
 		var err error
 		out, err = r.answer(c, r, resp)
 		if r.hydrated > 0 {
-			defer c.p.responses.release(r.hydrated)
+			defer c.p.hydrated.release(r.hydrated)
 		}
 		if err != nil {
 			return fmt.Errorf("answer of %s v%d: %w", r.api.Name, r.version, err)

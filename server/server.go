@@ -100,6 +100,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	s.background(func() { s.cluster.Run(background) })
 
 	l := cfg.Limits
+	NewMemoryGauge(s.metrics, l)
 	s.tier, err = diskless.New(diskless.Options{
 		ClusterID: s.cluster.ClusterID(),
 		Limits: diskless.Limits{
@@ -149,6 +150,8 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			IdleTimeout:         l.IdleTimeout,
 			FrameTimeout:        l.FrameTimeout,
 			WriteTimeout:        l.WriteTimeout,
+			StallTimeout:        l.StallTimeout,
+			BrokerWriteTimeout:  l.BrokerWriteTimeout,
 			DialTimeout:         l.DialTimeout,
 			HydrateTimeout:      l.HydrateTimeout,
 			DrainTimeout:        l.DrainTimeout,

@@ -67,12 +67,13 @@ func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstor
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	l := s.config.Limits
-	store, err := OpenStore(st, l.PutConcurrency+l.GetConcurrency)
+	gets := getsAtATime(l, len(s.config.Stores))
+	store, err := OpenStore(st, l.PutConcurrency+gets)
 	if err != nil {
 		return err
 	}
 	store = objstore.NewMetered(store, st.Name, meters)
-	store = objstore.NewLimited(store, l.PutConcurrency, l.GetConcurrency)
+	store = objstore.NewLimited(store, l.PutConcurrency, gets)
 	store = objstore.NewRetrying(store, storeAttempts)
 	ring, err := keyring.Open(ctx, store, s.cluster.ClusterID(), keyring.Options{Logger: s.log})
 	if err != nil {
