@@ -276,7 +276,7 @@ func asksVersions(t *testing.T, conn net.Conn) {
 func TestHalfSentFramesHoldNobodyUp(t *testing.T) {
 	k := sharedKafka(t)
 	var log lines
-	s := startSluice(t, replica{Kafka: k.Bootstrap(), Log: &log, Extra: "limits: { frame_bytes: 8MiB, request_memory_bytes: 16MiB, frame_timeout: 1h }\n"})
+	s := startSluice(t, replica{Kafka: k.Bootstrap(), Log: &log, Extra: "limits: { frame_bytes: 8MiB, request_memory_bytes: 16MiB, frame_timeout: 1h, stall_timeout: 1s }\n"})
 	topics := []string{"half-sent-control", "half-sent-telemetry"}
 	for _, topic := range topics {
 		createTopic(t, s.Bootstrap, topic, 1)
@@ -298,9 +298,7 @@ func TestHalfSentFramesHoldNobodyUp(t *testing.T) {
 		return s.metric(t, "sluice_proxy_frame_waits_total", "direction", "request") > 0, "none does"
 	})
 	l.awaitMore(50, topics...)
-	if !log.has("connection") {
-		t.Error("no log line tells of it")
-	}
+	eventually(t, "a log line tells of it", func() (bool, string) { return log.has("connection"), "none does" })
 	l.stop()
 	readAll(t, h, "afterwards", s.Bootstrap, bootstrapOf(k), topics...)
 }

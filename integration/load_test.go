@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -317,8 +318,9 @@ func readyz(addr string) (int, admin.Health) {
 	return resp.StatusCode, h
 }
 
-// scrape sums a metric of a replica's /metrics over all its labels.
-func scrape(t testing.TB, addr, name string) (sum float64) {
+// scrape sums a metric of a replica's /metrics over all series with these
+// labels, each written as name="value".
+func scrape(t testing.TB, addr, name string, labels ...string) (sum float64) {
 	t.Helper()
 	resp, err := http.Get("http://" + addr + "/metrics")
 	if err != nil {
@@ -327,7 +329,8 @@ func scrape(t testing.TB, addr, name string) (sum float64) {
 	defer resp.Body.Close()
 	for s := bufio.NewScanner(resp.Body); s.Scan(); {
 		series, value, ok := strings.Cut(s.Text(), " ")
-		if bare, _, _ := strings.Cut(series, "{"); ok && bare == name {
+		bare, has, _ := strings.Cut(series, "{")
+		if ok && bare == name && !slices.ContainsFunc(labels, func(l string) bool { return !strings.Contains(has, l) }) {
 			var v float64
 			if _, err := fmt.Sscan(value, &v); err != nil {
 				t.Fatal(err)
