@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,12 +32,12 @@ func (c crammed) Put(ctx context.Context, key string, body []byte) error {
 	return c.Store.Put(ctx, key, body)
 }
 
-// TestFaults: a store is well, then for four minutes it is not, and then it is
-// well again, while a batch comes every 100 ms. Whatever it does, each batch is
+// TestFaults: a store is well, then for two minutes it is not, and then it is
+// well again, while a batch comes four times a second. Whatever it does, each batch is
 // decided once and soon, what became a placeholder can be read, the store's state
 // does not turn back and forth, and the tier resumes by itself.
 func TestFaults(t *testing.T) {
-	const lasts = 4 * time.Minute
+	const lasts, every = 2 * time.Minute, 250 * time.Millisecond
 	puts := func(f objstore.Fault) func(time.Duration) objstore.Fault {
 		return func(time.Duration) objstore.Fault { return f }
 	}
@@ -127,13 +128,13 @@ func TestFaults(t *testing.T) {
 			limits := c.limits
 			limits.InlineBytesPerSec, limits.InlineBytesTotal = 16<<20, 1<<30
 			inBubble(t, limits, func(t *testing.T, r *rig) {
-				var began time.Time // of the fault; zero while there is none
-				store := crammed{r.store, func() bool { return c.full && !began.IsZero() }}
+				var faulty atomic.Bool
+				store := crammed{r.store, func() bool { return c.full && faulty.Load() }}
 				r.tier = newTier(t, objstore.NewRetrying(store, 3), r.ring, limits) // as a server does
 				var all []*sent
 				failed, was := 0, true
 				run := func(lasts time.Duration) {
-					for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+					for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(every) {
 						timeout := 30 * time.Second
 						if c.impatient && len(all)%10 == 0 {
 							timeout = 1200 * time.Millisecond
@@ -154,7 +155,8 @@ func TestFaults(t *testing.T) {
 				if n := inline(); n != 0 {
 					t.Fatalf("%v batches inline while the store is well", n)
 				}
-				began = time.Now()
+				began := time.Now()
+				faulty.Store(true)
 				if c.fault != nil {
 					r.faulty.Decide(func(op objstore.Op, _ string) objstore.Fault {
 						if op != objstore.OpPut {
@@ -164,7 +166,7 @@ func TestFaults(t *testing.T) {
 					})
 				}
 				run(lasts)
-				began = time.Time{}
+				faulty.Store(false)
 				r.faulty.Decide(nil)
 				run(40 * time.Second) // a probe comes
 				if !r.healthy() {
@@ -218,24 +220,25 @@ func TestFaults(t *testing.T) {
 func TestProbesGrowToWhatWasNotTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, outageBudget)
-		narrow := true
-		tier := newTier(t, slowPerByte{r.store, func() bool { return narrow }}, r.ring, outageBudget)
+		var narrow atomic.Bool
+		narrow.Store(true)
+		tier := newTier(t, slowPerByte{r.store, narrow.Load}, r.ring, outageBudget)
 		class := telemetry()
 		failed, was := 0, true
-		for range 20 * 60 * 10 {
-			send(t, tier, offer{class: class, batch: batchOf(1, 8000)})
+		for range 4 * 60 * 2 {
+			send(t, tier, offer{class: class, batch: batchOf(1, 40_000)})
 			if is := tier.Status()[0].Healthy; is != was {
 				was = is
 				if !is {
 					failed++
 				}
 			}
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(250 * time.Millisecond)
 		}
 		if failed == 0 || failed > 2 {
 			t.Errorf("it turned to failing %d times, want once or twice", failed)
 		}
-		narrow = false
+		narrow.Store(false)
 		time.Sleep(time.Minute)
 		send(t, tier, offer{class: class}).wantReadable(tier)
 	})
@@ -283,6 +286,33 @@ func TestObjectsWaitOpenForAPlace(t *testing.T) {
 		}
 		full.placeholder()
 		again.placeholder()
+	})
+}
+
+// What waited in an outage, because the inline budget did not cover it, does not
+// show a store that is back to be failing; nor does it wait for the ends of
+// attempts that nobody will answer.
+func TestWhatWaitedInAnOutageGoesWhenItEnds(t *testing.T) {
+	limits := Limits{InlineBytesPerSec: 1 << 30, InlineBytesTotal: 5000}
+	inBubble(t, limits, func(t *testing.T, r *rig) {
+		r.faulty.Decide(func(objstore.Op, string) objstore.Fault { return objstore.Fault{Delay: time.Hour} })
+		r.send(offer{}).wantInline(tiers.InlineUnavailable)
+		waiting := r.send(offer{})
+		time.Sleep(11 * time.Second) // into the second attempt
+		r.faulty.Decide(nil)
+		back := time.Now()
+		<-waiting.decided
+		// A probe that hangs, the next, and a pause between attempts.
+		if took := time.Since(back); took > 5*time.Second {
+			t.Errorf("it waited %v for a store that was back", took)
+		}
+		waiting.wantReadable(r.tier)
+		for range 100 {
+			time.Sleep(tick)
+			if !r.healthy() {
+				t.Fatal("it turned back to failing")
+			}
+		}
 	})
 }
 

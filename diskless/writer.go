@@ -161,6 +161,7 @@ type object struct {
 	lags    bool       // a later one, not much smaller, was in time
 	sealed  time.Time  // zero while it is open
 	err     error      // of the last attempt
+	attempt context.CancelFunc
 }
 
 // age is by the wall clock too: the other one stops while a machine sleeps.
@@ -197,6 +198,7 @@ type writer struct {
 	failing  bool
 	owing    bool          // the inline budget did not cover a batch whose time was up
 	probing  bool          // a probe runs
+	healed   time.Time     // since when it is not failing
 	steady   time.Time     // since when all objects are in time
 	proven   bool          // they were for long
 	pause    time.Duration // before the next probe
@@ -492,6 +494,9 @@ func (w *writer) tryPut(obj *object) (time.Duration, error) {
 	for {
 		started := time.Now()
 		ctx, cancel := context.WithTimeout(obj.ctx, w.tier.limits.PutAttempt)
+		w.mu.Lock()
+		obj.attempt = cancel
+		w.mu.Unlock()
 		err := store.Put(ctx, key, obj.buf)
 		cancel()
 		if err == nil {
@@ -596,17 +601,27 @@ const steadyFor = time.Minute
 // client's patience.
 func (w *writer) tardy() time.Duration { return w.tier.limits.PutTimeout / 2 }
 
+// overdue reports whether something that waits since then would have happened by
+// now. What waited for a store that was failing does not count: it is only now
+// that it can happen. mu is held.
+func (w *writer) overdue(since, now time.Time) bool {
+	if w.healed.After(since) {
+		since = w.healed
+	}
+	return now.Sub(since) >= w.tardy()
+}
+
 // blame says what the store has done wrong when a batch in a sealed object is
 // late, or nil when that may be but its client's impatience. One error is
 // nothing, nor is one object that lags: later ones may become durable at the
 // same time. mu is held.
 func (w *writer) blame(obj *object, now time.Time) error {
 	switch {
-	case now.Sub(obj.sealed) >= w.tardy() && obj.lags:
+	case w.overdue(obj.sealed, now) && obj.lags:
 		w.steady = now // it is not, however
-	case now.Sub(obj.sealed) >= w.tardy():
+	case w.overdue(obj.sealed, now):
 		return cmp.Or(obj.err, fmt.Errorf("an object takes longer than %v", w.tardy()))
-	case obj.err != nil && !w.erring.IsZero() && now.Sub(w.erring) >= w.tardy():
+	case obj.err != nil && !w.erring.IsZero() && w.overdue(w.erring, now):
 		return obj.err
 	}
 	return nil
@@ -728,7 +743,7 @@ func (w *writer) sweep(now time.Time) {
 	}
 	for _, obj := range w.open {
 		var why error
-		if obj.ripe && now.Sub(obj.opened) >= w.tardy() {
+		if obj.ripe && w.overdue(obj.opened, now) {
 			why = cmp.Or(w.lastErr, errors.New("as many objects as limits.put_concurrency allows take too long"))
 		}
 		sweepObject(obj, why)
@@ -739,7 +754,7 @@ func (w *writer) sweep(now time.Time) {
 	parked := len(w.parked)
 	w.parked = filter(w.parked, func(o *offload) bool {
 		var why error
-		if now.Sub(o.arrived) >= w.tardy() {
+		if w.overdue(o.arrived, now) {
 			why = cmp.Or(w.lastErr, errors.New("objects are written more slowly than they fill; limits.write_buffer_bytes is used up"))
 		}
 		return keep(o, nil, why)
@@ -766,8 +781,14 @@ func (w *writer) setHealthy() {
 	if !w.failing {
 		return
 	}
-	w.failing, w.lastErr, w.owing, w.proven, w.steady = false, nil, false, false, time.Now()
-	w.erring = time.Time{}
+	w.failing, w.lastErr, w.owing, w.proven = false, nil, false, false
+	now := time.Now()
+	w.healed, w.steady, w.erring = now, now, time.Time{}
+	for _, obj := range w.pending {
+		if obj.attempt != nil && now.Sub(obj.sealed) >= w.tardy() {
+			obj.attempt() // it may still wait for an answer that got lost
+		}
+	}
 	w.tier.metrics.healthy.WithLabelValues(w.name).Set(1)
 	w.tier.log.Info().Str("store", w.name).Msg("the object store takes objects: diskless topics go there")
 	w.unpark()

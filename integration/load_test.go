@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -61,6 +62,8 @@ type load struct {
 	mu     sync.Mutex
 	acked  map[string]int
 	slow   map[string]time.Duration // the longest wait for an acknowledgement
+	last   map[string]time.Time     // the last acknowledgement
+	gaps   map[string]time.Duration // the longest time between two
 	failed []error
 }
 
@@ -78,6 +81,7 @@ func startLoad(t testing.TB, h *history.History, w workload) *load {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{t: t, History: h, cancel: cancel, acked: make(map[string]int), slow: make(map[string]time.Duration)}
+	l.freshGaps()
 	t.Cleanup(func() { cancel(); l.wg.Wait() })
 	for _, topic := range w.Topics {
 		cl := client(t, w.Bootstrap, append([]kgo.Opt{
@@ -109,6 +113,9 @@ func startLoad(t testing.TB, h *history.History, w workload) *load {
 					defer l.mu.Unlock()
 					l.acked[topic]++
 					l.slow[topic] = max(l.slow[topic], time.Since(sent))
+					now := time.Now()
+					l.gaps[topic] = max(l.gaps[topic], now.Sub(cmp.Or(l.last[topic], now)))
+					l.last[topic] = now
 				})
 			}
 		})
@@ -126,6 +133,27 @@ func (l *load) count(topic string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.acked[topic]
+}
+
+// freshGaps begins to measure gaps anew, from now on.
+func (l *load) freshGaps() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for topic := range l.last {
+		l.last[topic] = now
+	}
+	if l.last == nil {
+		l.last = make(map[string]time.Time)
+	}
+	l.gaps = make(map[string]time.Duration)
+}
+
+// gap is the longest time without an acknowledgement.
+func (l *load) gap(topic string) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.gaps[topic]
 }
 
 // awaitMore waits until n further records of each of the topics are
