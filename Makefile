@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN := .cache/bin
 DEMO_ARGS ?=
 
-.PHONY: help run build test bench bench-tiers lint clean linters prerequisites
+.PHONY: help run build test bench bench-tiers bench-sealing lint clean linters prerequisites
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,11 @@ BENCH_ARGS ?= -rounds 5 -steady 15s -warm-up 3s -bulk 128
 
 bench-tiers: ## compare direct Kafka with both tiers, side by side, for some minutes
 	go test -count=1 -v -run TestTiersSideBySide -timeout 60m ./benchmarks -args $(BENCH_ARGS)
+
+SEALING ?= 15s
+
+bench-sealing: ## how early seals serve Java's default producer, for some minutes
+	SLUICE_SEALING=$(SEALING) go test -count=1 -v -run 'TestEarlySealsOnRealParts|TestProducersShareEarlySeals' -timeout 30m ./integration
 
 lint: linters ## check formatting, mistakes and which package may import which
 	@tools/lint.sh
