@@ -201,6 +201,9 @@ func pace(ctx context.Context, t *testing.T, s *sluice, total float64) (perSecon
 }
 
 func milliseconds(d time.Duration) string {
+	if d == 0 {
+		return "-" // that producer did not run
+	}
 	return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000)
 }
 
