@@ -44,8 +44,8 @@ func (b *readBreaker) note(err error, pause time.Duration) (turned, readable boo
 	defer b.mu.Unlock()
 	b.probing, b.next = false, time.Now().Add(pause)
 	before := b.failures < tripAfter
-	if errors.Is(err, context.Canceled) {
-		return false, before // this replica ends; the store has said nothing
+	if errors.Is(err, context.Canceled) || errors.Is(err, objstore.ErrBusy) {
+		return false, before // this replica ends, or is busy; the store has said nothing
 	}
 	if errors.Is(err, objstore.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		b.failures++

@@ -89,7 +89,10 @@ func (o *offload) inspect() tiers.InlineReason {
 const zstdSince = 7
 
 // rejects reports whether a batch is refused rather than made to wait.
-func (o *offload) rejects() bool { return o.req.Class.OnOutage == tiers.Reject }
+// Who waits for no answer cannot be told: it waits for room.
+func (o *offload) rejects() bool {
+	return o.req.Class.OnOutage == tiers.Reject && o.req.Producer != nil
+}
 
 // inline decides for inline; whoever calls it sees to notify.
 func (o *offload) inline(reason tiers.InlineReason) {
@@ -186,26 +189,27 @@ type writer struct {
 
 	reads readBreaker
 
-	mu       sync.Mutex
-	store    StoreHandle // zero until attached
-	open     map[classKey]*object
-	pending  []*object  // sealed, not yet durable or given up, oldest first
-	buffered int64      // bytes of batches in open and pending objects
-	parked   []*offload // waiting for buffer space, first come first served; the proxy's memory for requests bounds it
-	decided  []*offload // to be notified by unlock
-	sweeping bool
-	draining bool
-	failing  bool
-	owing    bool          // the inline budget did not cover a batch whose time was up
-	probing  bool          // a probe runs
-	healed   time.Time     // since when it is not failing
-	steady   time.Time     // since when all objects are in time
-	proven   bool          // they were for long
-	pause    time.Duration // before the next probe
-	heft     int           // bytes of the next probe, for a store that takes small ones only
-	erring   time.Time     // the first error since an object was durable; zero for none
-	lastErr  error
-	idle     []chan struct{} // told when nothing is open, pending or parked
+	mu        sync.Mutex
+	store     StoreHandle // zero until attached
+	open      map[classKey]*object
+	pending   []*object  // sealed, not yet durable or given up, oldest first
+	buffered  int64      // bytes of batches in open and pending objects
+	parked    []*offload // waiting for buffer space, first come first served; the proxy's memory for requests bounds it
+	decided   []*offload // to be notified by unlock
+	sweeping  bool
+	draining  bool
+	failing   bool
+	owing     bool          // the inline budget did not cover a batch whose time was up
+	probing   bool          // a probe runs
+	healed    time.Time     // since when it is not failing
+	steady    time.Time     // since when all objects are in time
+	proven    bool          // they were for long
+	pause     time.Duration // before the next probe
+	heft      int           // bytes of the next probe, for a store that takes small ones only
+	erring    time.Time     // the first error since an object was durable; zero for none
+	rejecting time.Time     // until then classes that reject do
+	lastErr   error
+	idle      []chan struct{} // told when nothing is open, pending or parked
 }
 
 func newWriter(t *Tier, name string, closed bool) *writer {
@@ -229,6 +233,12 @@ func (w *writer) unlock() {
 	}
 }
 
+// rejectFor is how long a rejection lasts: what its producer has in flight
+// behind the rejected batch must not be smaller, fit the budget, and go first.
+const rejectFor = time.Second
+
+func (w *writer) rejects(now time.Time) bool { return now.Before(w.rejecting) }
+
 // decide decides one batch. mu is held.
 func (w *writer) decide(o *offload, f fate) {
 	switch f {
@@ -236,6 +246,7 @@ func (w *writer) decide(o *offload, f fate) {
 		o.inline(tiers.InlineUnavailable)
 	case rejected:
 		o.req.Batch, o.original = nil, nil
+		w.rejecting = time.Now().Add(rejectFor)
 		w.tier.metrics.rejected.WithLabelValues(o.req.Class.Name).Inc()
 	}
 	o.fate = f
@@ -287,6 +298,8 @@ func (w *writer) take(o *offload) {
 	switch {
 	case w.draining:
 		w.decide(o, inlined)
+	case w.failing && o.rejects() && w.rejects(time.Now()):
+		w.decide(o, rejected)
 	case w.failing && !w.owing && w.tier.budget.take(o.size):
 		w.decide(o, inlined)
 	case w.failing && o.rejects():
@@ -707,6 +720,9 @@ func (w *writer) sweep(now time.Time) {
 				late, culprit = why, obj
 			}
 			switch {
+			case o.rejects() && w.rejects(now):
+				w.decide(o, rejected)
+				return false
 			case !w.owing && w.tier.budget.take(o.size):
 			case o.rejects():
 				w.decide(o, rejected)

@@ -592,25 +592,35 @@ func ExampleLimits_chunks() {
 func TestAClassThatRejectsDoesNotMakeItsProducersWait(t *testing.T) {
 	rejecting := telemetry()
 	rejecting.Name, rejecting.OnOutage = "rejecting", tiers.Reject
+	producer := &tiers.Producer{}
 	// One batch may go inline; then there is no budget left.
 	inBubble(t, Limits{InlineBytesPerSec: 16 << 20, InlineBytesTotal: 6000}, func(t *testing.T, r *rig) {
 		r.faulty.Down(true)
-		inline := r.send(offer{class: rejecting})
-		unknown := r.send(offer{class: rejecting})
+		inline := r.send(offer{class: rejecting, producer: producer})
+		unknown := r.send(offer{class: rejecting, producer: producer})
 		time.Sleep(tick) // so that it is the younger one
 		patient := r.send(offer{})
 		inline.wantInline(tiers.InlineUnavailable)
 		wantRejected(t, unknown, 5*time.Second) // until then nobody knew
-		wantRejected(t, r.send(offer{class: rejecting}), 0)
+		wantRejected(t, r.send(offer{class: rejecting, producer: producer}), 0)
 		time.Sleep(time.Minute)
 		if patient.isDecided() {
 			t.Fatal("a class that waits was decided")
 		}
-		wantRejected(t, r.send(offer{class: rejecting}), 0)
+		wantRejected(t, r.send(offer{class: rejecting, producer: producer}), 0)
+		silent := r.send(offer{class: rejecting}) // acks=0: there is nobody to be told
+		r.send(offer{class: rejecting, producer: producer, batch: batchOf(1, 700)}).result()
+		if res := r.send(offer{class: rejecting, producer: producer, batch: batchOf(1, 700)}).result(); !res.Rejected {
+			t.Errorf("a small batch overtakes those that were rejected: %+v", res)
+		}
+		if silent.isDecided() {
+			t.Error("a batch that nobody waits for was decided")
+		}
 		r.faulty.Down(false)
+		silent.wantReadable(r.tier)
 		patient.wantReadable(r.tier)
-		r.send(offer{class: rejecting}).wantReadable(r.tier)
-		if n := testutil.ToFloat64(r.tier.metrics.rejected.WithLabelValues("rejecting")); n != 3 {
+		r.send(offer{class: rejecting, producer: producer}).wantReadable(r.tier)
+		if n := testutil.ToFloat64(r.tier.metrics.rejected.WithLabelValues("rejecting")); n != 5 {
 			t.Errorf("the metric counts %v", n)
 		}
 	})

@@ -49,6 +49,7 @@ type fact struct {
 	read  time.Time
 	stale bool      // Invalidate was called: to be read again, remembered for comparison only
 	used  time.Time // coarse
+	asked uint64    // when, in order of asking: an older answer never replaces a newer one
 }
 
 // believed reports whether a fact answers a question without asking Kafka.
@@ -62,6 +63,7 @@ type facts struct {
 
 	mu        sync.RWMutex
 	known     map[string]*fact
+	asked     uint64
 	waiting   map[string][]chan tiers.TopicFacts // questions for the next read
 	gathering bool                               // a read is due or under way; there is one at a time
 }
@@ -133,12 +135,10 @@ func (c *Cluster) AllFacts(ctx context.Context, topics []string) map[string]tier
 func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.TopicFacts {
 	out := make(map[string]tiers.TopicFacts, len(topics))
 	for some := range slices.Chunk(topics, describeAtMost) {
-		before := make(map[string]*fact, len(some))
-		f.mu.RLock()
-		for _, t := range some {
-			before[t] = f.known[t]
-		}
-		f.mu.RUnlock()
+		f.mu.Lock()
+		f.asked++
+		asked := f.asked
+		f.mu.Unlock()
 		resources, err := f.describe(ctx, some)
 		if err != nil {
 			if ctx.Err() == nil {
@@ -155,10 +155,10 @@ func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.Topi
 				f.c.metrics.factErrors.Inc()
 				f.c.log.Warn().Err(err).Str("topic", r.ResourceName).Msg("the topic's configuration cannot be read: if its class is diskless it stays inline; the principal in kafka.sasl needs DescribeConfigs on it")
 			}
-			if now := f.known[r.ResourceName]; now != nil && now != before[r.ResourceName] {
-				continue // invalidated or read meanwhile: this answer may be from before a change
+			if now := f.known[r.ResourceName]; now != nil && now.asked > asked {
+				continue // invalidated, or asked for again: this answer may be from before a change
 			}
-			f.remember(r.ResourceName, facts)
+			f.remember(r.ResourceName, facts, asked)
 		}
 		f.c.metrics.topicsKnown.Set(float64(len(f.known)))
 		f.mu.Unlock()
@@ -185,9 +185,9 @@ func (f *facts) describe(ctx context.Context, topics []string) ([]kmsg.DescribeC
 }
 
 // remember is called with mu held.
-func (f *facts) remember(topic string, facts tiers.TopicFacts) {
+func (f *facts) remember(topic string, facts tiers.TopicFacts, asked uint64) {
 	now := time.Now()
-	next := &fact{facts: facts, read: now, used: now}
+	next := &fact{facts: facts, read: now, used: now, asked: asked}
 	if before := f.known[topic]; before != nil {
 		next.used = before.used
 		if before.facts.Known && !before.facts.Compacted && facts.Compacted {
@@ -232,7 +232,8 @@ func (c *Cluster) Invalidate(topic string) {
 	f := c.facts
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	next := &fact{stale: true, used: time.Now()}
+	f.asked++
+	next := &fact{stale: true, used: time.Now(), asked: f.asked}
 	if before := f.known[topic]; before != nil {
 		next.facts, next.read = before.facts, before.read
 	}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -14,6 +15,10 @@ import (
 // ownCorrelationID marks them. A client may use it too: answers are told apart
 // by their order.
 const ownCorrelationID = -1
+
+// errNoAnswer ends a connection whose broker hangs. While the reader waits for
+// it nobody would notice that the client has gone.
+var errNoAnswer = errors.New("the broker does not answer")
 
 // ask sends a request. then runs in the responder, or with an error when the
 // connection ends first. Only the reader asks.
@@ -60,6 +65,8 @@ func (c *conn) awaitWelcome() error {
 	select {
 	case err := <-answered:
 		return err
+	case <-time.After(c.p.limits.BrokerWriteTimeout):
+		return brokerError{errNoAnswer}
 	case <-c.present.Done():
 		return context.Cause(c.present)
 	}
@@ -101,6 +108,8 @@ func (c *conn) askTopics(ids [][16]byte, wait bool) error {
 	}
 	select {
 	case <-answered:
+	case <-time.After(c.p.limits.BrokerWriteTimeout):
+		return brokerError{errNoAnswer}
 	case <-c.present.Done():
 	}
 	return nil

@@ -40,9 +40,9 @@ type conn struct {
 	filling  stall         // since when the client owes the rest of a frame
 	toClient sink
 
-	names    map[string]string // topic names seen, so that looking one up does not allocate; reader only
-	produced wire.Produce      // reader only
-	producer tiers.Producer
+	names    map[string]string  // topic names seen, so that looking one up does not allocate; reader only
+	produced wire.Produce       // reader only
+	producer *tiers.Producer    // apart, so that the diskless tier keeps no connection alive
 	welcome  atomic.Bool        // the broker talks to this client
 	fetched  wire.Fetch         // reader only
 	result   wire.ProduceResult // responder only
@@ -77,6 +77,7 @@ func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bo
 		diskless: diskless,
 		slots:    make(chan struct{}, p.limits.RequestsInFlight),
 		answered: make(chan struct{}),
+		producer: &tiers.Producer{},
 		log:      p.log.With().Stringer("client", client.RemoteAddr()).Int32("node", node).Bool("diskless", diskless).Logger(),
 	}
 	c.toClient = sink{Conn: client, timeout: p.limits.WriteTimeout}

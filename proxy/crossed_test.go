@@ -1,11 +1,16 @@
 package proxy_test
 
 import (
+	"context"
+	"io"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/proxy"
+	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
 // forwarded is the records of the next Produce that a broker got.
@@ -123,4 +128,80 @@ func TestARejectedBatchIsNotWritten(t *testing.T) {
 			})
 		})
 	}
+}
+
+// numbered is a batch of a producer with an id.
+func numbered(id int64) string {
+	b := make(wire.Batch, wire.BatchHeaderSize)
+	b.SetLength(wire.BatchHeaderSize - wire.LogOverhead)
+	b.SetMagic(2)
+	b.SetProducerID(id)
+	return string(b)
+}
+
+// Nobody can stand in a stranger's way, whatever producer id he claims.
+func TestAStrangerHoldsNobodyUp(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		c, err := r.net.dial(context.Background(), "10.6.6.6:6000", on(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stranger := &peer{t: t, Conn: c}
+		stranger.ask(1, produce(version, -1, [2]string{hot, numbered(7)}))
+		broker := r.broker()
+		forwarded(t, broker) // and never answered
+		victim, b := r.pair(on(false))
+		victim.ask(1, produce(version, -1, [2]string{hot, numbered(7)}))
+		forwarded(t, b)
+		if n := r.sum("sluice_proxy_crossed_requests_total"); n != 0 {
+			t.Errorf("%v requests waited", n)
+		}
+	})
+}
+
+// Who owes an answer for long does not hold a producer for ever.
+func TestACrossingRequestDoesNotWaitForEver(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		before, b1 := r.pair(on(true))
+		before.ask(1, produce(version, -1, [2]string{hot, numbered(7)}))
+		forwarded(t, b1)
+		began := time.Now()
+		after, b2 := r.pair(on(false))
+		after.ask(1, produce(version, -1, [2]string{hot, numbered(7)}))
+		b2.silent("the earlier one is not answered")
+		forwarded(t, b2)
+		if took := time.Since(began); took < 30*time.Second || took > 31*time.Second {
+			t.Errorf("forwarded after %v", took)
+		}
+		if n := r.sum("sluice_proxy_crossed_late_total"); n != 1 {
+			t.Errorf("%v are said to be late", n)
+		}
+		b1.respond(1, produceAnswered(version)) // too late to matter
+		before.expect(1)
+	})
+}
+
+// A broker that reads and never answers: clients that give it up leave nothing
+// behind.
+func TestABrokerThatNeverAnswersKeepsNobody(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{BrokerWriteTimeout: time.Minute}, func(r *rig) {
+		for _, topic := range []string{cold, hot} {
+			c := r.connect(on(true))
+			c.ask(1, produce(version, -1, [2]string{topic, "one"}))
+			b := r.broker()
+			go func() { _, _ = io.Copy(io.Discard, b) }()
+			synctest.Wait()
+			_ = c.Close()
+		}
+		time.Sleep(3 * time.Minute)
+		if n := r.sum("sluice_proxy_connections"); n != 0 {
+			t.Errorf("%v connections are left", n)
+		}
+		if n := r.sum("sluice_proxy_frame_bytes"); n != 0 {
+			t.Errorf("%v bytes of frames are left", n)
+		}
+	})
 }

@@ -4,6 +4,10 @@ import (
 	"hash/maphash"
 	"math/bits"
 	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // crossings keeps a producer's batches in order while it moves from one of a
@@ -14,8 +18,11 @@ import (
 // by the broker. Being forwarded is not enough, brokers work on connections
 // concurrently.
 //
-// A producer is known by its producer id, or without one by its address and
-// client id. Whoever does not move waits for nobody.
+// A producer is known by its address, client id and producer id. Those without
+// a producer id may be several of one name; when their batches alternate they
+// are, and do not wait. Whoever does not move waits for nobody, and nobody waits
+// longer than crossAtMost: then the broker's sequence check is the only fence, as
+// it is for a producer whose address changes.
 type crossings struct {
 	seed   maphash.Seed
 	shards [64]crossingShard
@@ -32,8 +39,9 @@ type laneKey struct {
 	topic     string   // or, from Produce v13 on,
 	id        [16]byte // its id
 	partition int32
-	anonymous bool
-	producer  uint64 // producer id, or a hash of address and client id
+	from      uint64 // a hash of the client's address and id: nobody can stand in a stranger's way
+	anonymous bool   // without a producer id, all that is known is from
+	producer  int64
 }
 
 // lane is the batches of a laneKey that are under way, in order of arrival:
@@ -57,6 +65,37 @@ type waiter interface {
 	done()
 }
 
+// crossAtMost bounds how long a request waits for earlier ones: whoever owes
+// their answers must not hold it for ever.
+const crossAtMost = 30 * time.Second
+
+// crossing is a request that waits for earlier ones.
+type crossing struct {
+	request *request
+	earlier atomic.Int32
+	once    sync.Once
+	timer   *time.Timer
+	expired prometheus.Counter
+}
+
+func (x *crossing) await(n int) {
+	x.request.await(1)
+	x.earlier.Add(int32(n))
+	x.timer = time.AfterFunc(crossAtMost, func() {
+		x.once.Do(func() {
+			x.expired.Inc()
+			x.request.done()
+		})
+	})
+}
+
+func (x *crossing) done() {
+	if x.earlier.Add(-1) == 0 {
+		x.timer.Stop()
+		x.once.Do(x.request.done)
+	}
+}
+
 // passage is what a request holds until it is answered.
 type passage struct {
 	key   laneKey
@@ -72,8 +111,8 @@ func newCrossings() *crossings {
 	return c
 }
 
-// anonymous names a producer without an id.
-func (c *crossings) anonymous(address string, clientID []byte) uint64 {
+// from names a client.
+func (c *crossings) from(address string, clientID []byte) uint64 {
 	var h maphash.Hash
 	h.SetSeed(c.seed)
 	_, _ = h.WriteString(address)
@@ -112,6 +151,8 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 		}
 		last := len(l.runs) - 1
 		switch {
+		case last > 0 && p.key.anonymous && l.runs[last].diskless != diskless:
+			continue // several of one name
 		case last < 0:
 			l.first = run{diskless: diskless}
 			l.runs = append(l.room[:0], &l.first)
@@ -137,6 +178,9 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 // leave notes that a request is answered, or never will be.
 func (c *crossings) leave(passages []passage) {
 	for _, p := range passages {
+		if p.run == nil {
+			continue
+		}
 		var free []waiter
 		s := &c.shards[p.shard]
 		s.mu.Lock()

@@ -86,6 +86,30 @@ func TestCrossings(t *testing.T) {
 	}
 }
 
+// Producers without an id that share a name look like one that moves all the
+// time: they do not make each other wait in turn.
+func TestCrossingsOfSeveralOfOneName(t *testing.T) {
+	k := laneKey{topic: "a", from: 1, anonymous: true}
+	c := newCrossings()
+	old := cross(c, true, k)
+	moved := cross(c, false, k)
+	alternating := cross(c, true, k)
+	if moved.free() || !alternating.free() {
+		t.Fatalf("moved: %v, alternating: %v", moved.free(), alternating.free())
+	}
+	c.leave(old.passages)
+	if !moved.free() {
+		t.Fatal("it waits for nobody")
+	}
+	c.leave(moved.passages)
+	c.leave(alternating.passages)
+	for i := range c.shards {
+		if n := len(c.shards[i].lanes); n > 0 {
+			t.Errorf("%d lanes are left", n)
+		}
+	}
+}
+
 // Whatever requests cross: batches of one producer and partition that came in
 // on different listeners are forwarded in order of arrival, each after the
 // earlier ones were answered; and none waits for ever.
@@ -112,7 +136,7 @@ func TestCrossingsKeepOrder(t *testing.T) {
 				var keys []laneKey
 				for i := range 4 {
 					if rnd.IntN(2) == 0 {
-						keys = append(keys, laneKey{topic: fmt.Sprint(i), producer: uint64(rnd.IntN(2))})
+						keys = append(keys, laneKey{topic: fmt.Sprint(i), producer: int64(rnd.IntN(2))})
 					}
 				}
 				rnd.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })

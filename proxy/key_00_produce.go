@@ -72,6 +72,7 @@ func (o *offloaded) is(p wire.ProduceResultPartition, version int16) bool {
 
 func (c *conn) produce(r *request) error {
 	view := &c.produced
+	defer func() { clear(view.Partitions) }() // they alias a frame that is given back
 	if err := wire.ParseProduce(view, r.in.b, r.body, r.version); err != nil {
 		return err
 	}
@@ -107,28 +108,29 @@ func (c *conn) produce(r *request) error {
 // cross sees to it that the request does not overtake what its producer has
 // under way on the other listener of the broker.
 func (c *conn) cross(r *request, view *wire.Produce) error {
+	h, err := wire.ParseRequestHeader(r.in.b, r.version >= r.api.flexible)
+	if err != nil {
+		return err
+	}
+	from := c.p.crossings.from(c.address, h.ClientID)
 	r.passages = r.room[:0]
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
 		if p.From == p.To {
 			continue
 		}
-		key := laneKey{id: p.TopicID, partition: p.Partition, anonymous: true}
+		key := laneKey{id: p.TopicID, partition: p.Partition, from: from, anonymous: true}
 		if r.version < wire.ProduceTopicIDs {
 			key.topic = c.name(p.Topic)
 		}
 		if b, _, ok := wire.NextBatch(r.in.b[p.From:p.To]); ok && b.IsV2() && b.ProducerID() >= 0 {
-			key.anonymous, key.producer = false, uint64(b.ProducerID())
-		} else {
-			h, err := wire.ParseRequestHeader(r.in.b, r.version >= r.api.flexible)
-			if err != nil {
-				return err
-			}
-			key.producer = c.p.crossings.anonymous(c.address, h.ClientID)
+			key.anonymous, key.producer = false, b.ProducerID()
 		}
 		r.passages = append(r.passages, passage{key: key})
 	}
-	c.p.crossings.enter(r.passages, c.diskless, r)
+	x := &r.crossing
+	x.request, x.expired = r, c.p.metrics.crossedLate
+	c.p.crossings.enter(r.passages, c.diskless, x)
 	if r.ready != nil {
 		c.p.metrics.crossed.Inc()
 	}
@@ -173,7 +175,7 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 			}
 			if !r.silent {
 				r.offloading = true
-				producer, number = &c.producer, c.producer.Begin()
+				producer, number = c.producer, c.producer.Begin()
 			}
 		}
 		r.await(1)
@@ -251,6 +253,7 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 		return nil, err
 	}
 	result := &c.result
+	defer func() { clear(result.Partitions) }() // they alias the frame
 	if err := wire.ParseProduceResult(result, in.b, body, r.version); err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type request struct {
 	offloading    bool         // the connection's producer counts it
 	passages      []passage    // Produce
 	room          [1]passage   // for passages, which are rarely more
+	crossing      crossing     // while it waits for earlier ones
 	limits        fetchLimits  // Fetch
 
 	hydrated int // bytes of the answer that are held beside its frame

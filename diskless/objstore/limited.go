@@ -1,6 +1,9 @@
 package objstore
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // Limited bounds the requests that are under way at a time; the others wait
 // until their context ends.
@@ -20,7 +23,7 @@ func with(ctx context.Context, slots chan struct{}, fn func() error) error {
 		defer func() { <-slots }()
 		return fn()
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("%w: %w", ErrBusy, ctx.Err())
 	}
 }
 

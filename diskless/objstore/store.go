@@ -52,6 +52,9 @@ var (
 	ErrUnavailable = errors.New("the store is unavailable")
 	// ErrFull: there is no space or quota left; make some.
 	ErrFull = errors.New("the store is full")
+	// ErrBusy: this replica has as many requests under way as it may; the store
+	// was not asked. Raise limits.get_concurrency or limits.put_concurrency.
+	ErrBusy = errors.New("too many requests are under way")
 	// ErrKey: the key is not of the form that Store demands.
 	ErrKey = errors.New("not an object key")
 )

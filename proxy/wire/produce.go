@@ -19,6 +19,9 @@ type ProducePartition struct {
 }
 
 const (
+	// MaxProducePartitions bounds the partitions of one request, far above what
+	// any broker leads: an empty one takes seven bytes, and room and time here.
+	MaxProducePartitions = 20_000
 	// ProduceFlexible is the first version of Produce in KIP-482's encoding.
 	ProduceFlexible = 9
 	// ProduceTopicIDs is the first that names topics by id (KIP-516).
@@ -47,6 +50,9 @@ func ParseProduce(p *Produce, frame []byte, body int, version int16) error {
 			part.From, part.To = r.Off-len(records), r.Off
 			if flexible {
 				r.Tags(nil)
+			}
+			if len(p.Partitions) == MaxProducePartitions {
+				return ErrMalformed
 			}
 			p.Partitions = append(p.Partitions, part)
 		}
