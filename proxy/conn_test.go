@@ -378,7 +378,7 @@ func TestShutdownDoesNotWaitForPolls(t *testing.T) {
 		req.SetVersion(9)
 		return req
 	}
-	const grace, slow = time.Second, 7 * time.Second
+	const grace, slow = time.Second, 7500 * time.Millisecond // between two looks
 	for _, tc := range []struct {
 		name string
 		do   func(c, b *peer)
@@ -419,7 +419,7 @@ func TestShutdownDoesNotWaitForPolls(t *testing.T) {
 			c.ask(2, fetch())
 			time.AfterFunc(slow, func() { b.reply(listOffsets()) })
 			go c.expect(1)
-		}, slow + grace},
+		}, slow},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			inBubble(t, proxy.Limits{PollGrace: grace}, func(r *rig) {
