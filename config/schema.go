@@ -155,7 +155,7 @@ func schema() []key {
 		{path: "limits.dial_queue", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_lowlatency_dials_waiting", field: func(t target) any { return &t.Limits.DialQueue }},
 		{path: "limits.drain_timeout", kind: kindDuration, def: "30s", from: "100ms", to: "10m", metric: "sluice_proxy_requests_dropped_total", field: func(t target) any { return &t.Limits.DrainTimeout }},
 		{path: "limits.fetch_bytes", kind: kindSize, def: "64MiB", from: "1MiB", to: "1GiB", metric: "sluice_proxy_fetch_hydrated_bytes_total", field: func(t target) any { return &t.Limits.FetchBytes }},
-		{path: "limits.hydrate_timeout", kind: kindDuration, def: "20s", from: "100ms", to: "5m", metric: "sluice_proxy_fetch_storage_errors_total", field: func(t target) any { return &t.Limits.HydrateTimeout }},
+		{path: "limits.hydrate_timeout", kind: kindDuration, def: "8s", from: "100ms", to: "5m", metric: "sluice_proxy_fetch_storage_errors_total", field: func(t target) any { return &t.Limits.HydrateTimeout }},
 		{path: "limits.cache_bytes", kind: kindSize, derived: "an eighth of `limits.memory_bytes`", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
 		{path: "limits.get_concurrency", kind: kindCount, def: "32", from: "1", to: "1000", metric: "sluice_diskless_chunk_gets_total", field: func(t target) any { return &t.Limits.GetConcurrency }},
 		{path: "limits.write_buffer_bytes", kind: kindSize, derived: "a sixteenth of `limits.memory_bytes`", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffered_bytes", field: func(t target) any { return &t.Limits.WriteBufferBytes }},

@@ -149,6 +149,8 @@ type inlinePiece struct{ wire.Batch }
 
 func (p inlinePiece) Records() int                           { return recordsOf(p.Batch) }
 func (p inlinePiece) Placeholder() bool                      { return false }
+func (p inlinePiece) Cached() bool                           { return true }
+func (p inlinePiece) Await(context.Context) error            { return nil }
 func (p inlinePiece) Load(context.Context) ([][]byte, error) { return [][]byte{p.Batch}, nil }
 
 func recordsOf(b wire.Batch) int {
@@ -170,6 +172,26 @@ type storedPiece struct {
 func (p *storedPiece) Size() int         { return int(p.ref.Length) }
 func (p *storedPiece) Records() int      { return recordsOf(p.batch) }
 func (p *storedPiece) Placeholder() bool { return true }
+
+func (p *storedPiece) Cached() bool {
+	for _, k := range p.tier.chunks(p.writer, p.ref) {
+		if p.tier.cache.peek(k) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Await looks at the reference only: the placeholder's bytes may be others' by
+// now.
+func (p *storedPiece) Await(ctx context.Context) error {
+	for _, k := range p.tier.chunks(p.writer, p.ref) {
+		if _, err := p.tier.chunk(ctx, p.writer, k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Load returns the original batch. Bytes that do not match their reference are
 // read once more from the store itself before that is an error.

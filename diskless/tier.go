@@ -58,7 +58,7 @@ func DefaultLimits() Limits {
 		EarlyPutsPerSec:    10,
 		RetryBatches:       65_536,
 		PutTimeout:         5 * time.Second,
-		GetTimeout:         10 * time.Second,
+		GetTimeout:         8 * time.Second,
 		ReadAhead:          32,
 		InlineBytesPerSec:  16 << 20,
 		InlineBytesTotal:   8 << 30,

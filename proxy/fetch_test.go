@@ -2,8 +2,11 @@ package proxy_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,7 +148,7 @@ func TestFetchByVersion(t *testing.T) {
 		}
 		sent := f.ask(req)
 		want := *req
-		want.MinBytes, want.MaxBytes, want.Rack = 1, req.MaxBytes/16, ""
+		want.MinBytes, want.Rack = 1, "" // one partition is asked for more, so all are as before
 		for i := range want.Topics[0].Partitions {
 			want.Topics[0].Partitions[i].PartitionMaxBytes = large / 16
 		}
@@ -360,7 +363,7 @@ func TestNoPartitionStarves(t *testing.T) {
 	t.Run("one that cannot be read does not keep the room of the others", func(t *testing.T) {
 		inBubble(t, proxy.Limits{}, func(r *rig) {
 			f := r.fetcher(on(true), 12)
-			for round, want := range [][]int{{0, 0}, {0, 200}} {
+			for round, want := range [][]int{{0, 200}, {0, 200}} {
 				req := fetchRequest(12, cold, 2, 1000)
 				req.MaxBytes = 1000
 				got, codes := f.round(req, "B900;", "P200;")
@@ -419,8 +422,8 @@ func TestUpstreamLimitsFollowTheExpansion(t *testing.T) {
 			{"no less than a large placeholder", 64 << 10, ""}, // nothing new
 			{"what is known stays known", 64 << 10, "I5;"},     // an inline batch
 			{"after an inline batch, the client's own", limit, "I5;P200;"},
-			{"a mixed stretch is an inline one", limit, "P40;P40;"},
-			{"and back", limit / 10, ""}, // 8 became 80
+			{"a mixed stretch by what all of it gave", limit / 25, "P40;P40;"}, // 8 became 205
+			{"and back", limit / 10, ""},                                       // 8 became 80
 		} {
 			part, all := asked()
 			if part != step.part {
@@ -528,4 +531,380 @@ func TestAbsentClientsAnswerIsNotHydrated(t *testing.T) {
 		f.c.Close()
 		f.b.closed()
 	})
+}
+
+// slowStore reads each object of a size as the test says.
+func (r *rig) slowStore(read map[int]func() error) {
+	r.payloads.slow = func(size int) error { return read[size]() }
+}
+
+func after(d time.Duration, err error) func() error {
+	return func() error {
+		time.Sleep(d)
+		return err
+	}
+}
+
+func TestAnAnswerDoesNotWaitForWhatIsLate(t *testing.T) {
+	const grace, timeout = 250 * time.Millisecond, 8 * time.Second
+	never := errors.New("no answer")
+	for _, tc := range []struct {
+		name    string
+		limit   int32 // the request's
+		read    map[int]func() error
+		fetched []string
+		want    []int
+		codes   []int16
+		took    time.Duration
+	}{
+		{"all in memory", 10_000, nil, []string{"P50;", "I5;"}, []int{50, 3}, []int16{0, 0}, 0},
+		{"within the grace", 10_000, map[int]func() error{60: after(200*time.Millisecond, nil)}, []string{"P50;", "S60;"}, []int{50, 60}, []int16{0, 0}, 200 * time.Millisecond},
+		{"beyond it", 10_000, map[int]func() error{60: after(time.Second, nil)}, []string{"P50;", "S60;", "P70;"}, []int{50, 0, 70}, []int16{0, 0, 0}, grace},
+		{"ordinary batches do not wait either", 10_000, map[int]func() error{60: after(time.Second, nil)}, []string{"I5;", "S60;"}, []int{3, 0}, []int16{0, 0}, grace},
+		{"what precedes a late batch is given", 10_000, map[int]func() error{60: after(time.Second, nil)}, []string{"P50;S60;P70;"}, []int{50}, []int16{0}, grace},
+		{"the grace begins with the first that is there", 10_000, map[int]func() error{60: after(time.Second, nil), 70: after(1100*time.Millisecond, nil), 80: after(2*time.Second, nil)}, []string{"S60;", "S70;", "S80;"}, []int{60, 70, 0}, []int16{0, 0, 0}, 1250 * time.Millisecond},
+		{"nothing is there: the first is awaited", 10_000, map[int]func() error{60: after(5*time.Second, nil)}, []string{"S60;"}, []int{60}, []int16{0}, 5 * time.Second},
+		{"nothing comes", 10_000, map[int]func() error{60: after(time.Minute, nil)}, []string{"S60;"}, []int{0}, []int16{56}, timeout},
+		{"an object that cannot be read is an error at once, and harms nobody", 10_000, map[int]func() error{60: after(0, never)}, []string{"S60;", "P50;"}, []int{0, 50}, []int16{56, 0}, 0},
+		{"those without an answer do not keep all the room", 100, map[int]func() error{60: after(time.Minute, nil), 61: after(time.Minute, nil)}, []string{"S60;", "S61;", "P50;"}, []int{0, 0, 50}, []int16{0, 0, 0}, 2 * grace},
+		{"what comes later than its room was given away has its turn next time", 100, map[int]func() error{60: after(300*time.Millisecond, nil), 62: after(320*time.Millisecond, nil)}, []string{"S60;", "S62;"}, []int{60, 0}, []int16{0, 0}, 550 * time.Millisecond},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, proxy.Limits{}, func(r *rig) {
+				r.slowStore(tc.read)
+				f := r.fetcher(on(true), 12)
+				req := fetchRequest(12, cold, len(tc.fetched), tc.limit)
+				req.MaxBytes = tc.limit
+				begin := time.Now()
+				got, codes := f.round(req, tc.fetched...)
+				if took := time.Since(begin); took != tc.took {
+					t.Errorf("the answer took %v of fake time, want %v", took, tc.took)
+				}
+				for i := range tc.want {
+					if len(got[i]) != tc.want[i] || codes[i] != tc.codes[i] {
+						t.Errorf("partition %d: %d bytes, error %d; want %d, %d", i, len(got[i]), codes[i], tc.want[i], tc.codes[i])
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestAFewSlowObjectsDoNotStopTheOthers(t *testing.T) {
+	inBubble(t, proxy.Limits{HydrateConcurrency: 4}, func(r *rig) {
+		read := map[int]func() error{}
+		var fetched []string
+		for size := 100; size < 120; size++ {
+			read[size] = after(time.Hour, nil)
+			if size >= 115 {
+				read[size] = after(50*time.Millisecond, nil)
+			}
+			fetched = append(fetched, fmt.Sprintf("S%d;", size))
+		}
+		r.slowStore(read)
+		f := r.fetcher(on(true), 12)
+		begin, given := time.Now(), map[int]bool{}
+		for range 3 {
+			got, codes := f.round(fetchRequest(12, cold, len(fetched), 10_000), fetched...)
+			for i := range got {
+				if len(got[i]) > 0 {
+					given[i] = true
+				}
+				if codes[i] != 0 {
+					t.Errorf("partition %d: error %d", i, codes[i])
+				}
+			}
+		}
+		if len(given) != 5 {
+			t.Errorf("%v were given in three answers, want the five that can be read", given)
+		}
+		// 15 objects without an answer, four at a time, each for 250 ms; and the
+		// same for each answer.
+		if took := time.Since(begin); took > 1750*time.Millisecond {
+			t.Errorf("three answers took %v of fake time", took)
+		}
+	})
+}
+
+func TestALatePartitionHasItsTurn(t *testing.T) {
+	// Objects are never kept in memory here: each answer reads them anew. So a
+	// partition that is late once would be late for ever, were it not awaited.
+	for _, tc := range []struct {
+		name   string
+		read   time.Duration
+		err    error
+		rounds int // in which it must have got its records, or its error
+	}{
+		{"a little late", 300 * time.Millisecond, nil, 2},
+		{"later than a client's pause", 400 * time.Millisecond, nil, 3},
+		{"seconds", 3 * time.Second, nil, 14},
+		{"it turns out that it cannot be read", 650 * time.Millisecond, errors.New("no answer"), 3},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			inBubble(t, proxy.Limits{}, func(r *rig) {
+				r.slowStore(map[int]func() error{600: after(tc.read, tc.err)})
+				f := r.fetcher(on(true), 12)
+				for round := 1; ; round++ {
+					req := fetchRequest(12, cold, 2, 1000)
+					req.MaxBytes = 1000
+					got, codes := f.round(req, "P300;", "S600;")
+					if len(got[1]) > 0 || codes[1] != 0 {
+						if tc.err != nil && codes[1] != 56 || tc.err == nil && len(got[1]) != 600 {
+							t.Errorf("%d bytes, error %d", len(got[1]), codes[1])
+						}
+						break
+					}
+					if len(got[0]) != 300 {
+						t.Errorf("round %d: the other partition got %d bytes", round, len(got[0]))
+					}
+					if round == tc.rounds {
+						t.Fatalf("nothing in %d rounds", round)
+					}
+					time.Sleep(100 * time.Millisecond) // the client has something to do
+				}
+				if n := r.sum("sluice_proxy_fetch_late_partitions_total"); n == 0 {
+					t.Error("no partition was counted as late")
+				}
+			})
+		})
+	}
+}
+
+// stretch is a run of like batches in a log: placeholders of 200 bytes, or
+// ordinary batches, of what they give to a client.
+type stretch struct {
+	inline  bool
+	batches int
+	size    int
+}
+
+const placeholderSize = 200
+
+// logged is a partition's log, as its broker has it.
+type logged struct {
+	batches []string
+	sizes   []int // what the client gets for each
+}
+
+func logOf(stretches ...stretch) (l logged) {
+	for _, s := range stretches {
+		text := fmt.Sprintf("P%0*d;", placeholderSize-2, s.size)
+		if s.inline {
+			text = fmt.Sprintf("I%0*d;", s.size-2, s.size)
+		}
+		for range s.batches {
+			l.batches, l.sizes = append(l.batches, text), append(l.sizes, s.size)
+		}
+	}
+	return l
+}
+
+// scriptedBacklog is a broker with logs, and the client that reads them.
+type scriptedBacklog struct {
+	*fetcher
+	topic    string
+	logs     []logged
+	max      int32 // the client's limits
+	partMax  int32
+	sessions bool
+
+	order    []int32         // of the broker's session, or the client's
+	offsets  []int64         // the client's
+	named    map[int32]int64 // the session's offsets
+	limits   map[int32]int32 // and limits
+	upstream int             // bytes that the broker has sent
+	fetches  int
+	given    int
+	idle     []int // fetches since a partition last got something
+	longest  int
+}
+
+// readAll fetches until all is read.
+func (b *scriptedBacklog) readAll() {
+	b.t.Helper()
+	n := len(b.logs)
+	b.offsets, b.idle = make([]int64, n), make([]int, n)
+	b.named, b.limits = map[int32]int64{}, map[int32]int32{}
+	for i := range n {
+		b.order = append(b.order, int32(i))
+	}
+	left := n
+	for left > 0 {
+		b.fetches++
+		sent := b.ask(b.request())
+		resp := b.give(fetchAnswer(b.version, b.topic, b.answer(sent)...))
+		before := b.given
+		for _, p := range resp.Topics[0].Partitions {
+			if p.ErrorCode != 0 {
+				b.t.Fatalf("partition %d: error %d", p.Partition, p.ErrorCode)
+			}
+			b.take(p.Partition, len(p.RecordBatches))
+		}
+		if b.given == before {
+			b.t.Fatalf("fetch %d gave nothing, %d partitions are not at their end", b.fetches, left)
+		}
+		left = 0
+		for i := range b.logs {
+			if int(b.offsets[i]) < len(b.logs[i].batches) {
+				b.idle[i]++
+				b.longest = max(b.longest, b.idle[i])
+				left++
+			}
+		}
+	}
+}
+
+// request is the client's next.
+func (b *scriptedBacklog) request() *kmsg.FetchRequest {
+	req := fetchRequest(b.version, b.topic, 0, 0)
+	req.MaxBytes, req.SessionEpoch = b.max, -1
+	if b.sessions {
+		req.SessionID, req.SessionEpoch = 7, int32(b.fetches-1)
+	}
+	t := &req.Topics[0]
+	for _, i := range b.order {
+		if at, ok := b.named[i]; b.sessions && ok && at == b.offsets[i] {
+			continue
+		}
+		p := kmsg.NewFetchRequestTopicPartition()
+		p.Partition, p.FetchOffset, p.PartitionMaxBytes = i, b.offsets[i], b.partMax
+		t.Partitions = append(t.Partitions, p)
+	}
+	if len(t.Partitions) == 0 {
+		req.Topics = nil
+	}
+	return req
+}
+
+// answer is what a broker has for a request, within its limits.
+func (b *scriptedBacklog) answer(req *kmsg.FetchRequest) (parts []kmsg.FetchResponseTopicPartition) {
+	for _, t := range req.Topics {
+		for _, p := range t.Partitions {
+			b.named[p.Partition], b.limits[p.Partition] = p.FetchOffset, p.PartitionMaxBytes
+		}
+	}
+	room := int(req.MaxBytes)
+	first := true
+	var had, hadNot []int32
+	for _, i := range b.order {
+		limit := min(room, int(b.limits[i]))
+		var records strings.Builder
+		for at := b.named[i]; int(at) < len(b.logs[i].batches); at++ {
+			batch := b.logs[i].batches[at]
+			if over := records.Len() + len(batch) - limit; over > 0 && !first {
+				records.WriteString(batch[:max(len(batch)-over, 0)]) // a partial batch
+				break
+			}
+			first = false
+			records.WriteString(batch)
+		}
+		if records.Len() == 0 {
+			hadNot = append(hadNot, i)
+			continue
+		}
+		had = append(had, i)
+		room = max(room-records.Len(), 0)
+		b.upstream += records.Len()
+		parts = append(parts, dataPart(i, records.String()))
+	}
+	if b.sessions {
+		b.order = append(hadNot, had...)
+	}
+	return parts
+}
+
+// take is what the client does with a partition's records.
+func (b *scriptedBacklog) take(partition int32, n int) {
+	l, at := b.logs[partition], &b.offsets[partition]
+	got := 0
+	for int(*at) < len(l.sizes) && n >= l.sizes[*at] {
+		n, got = n-l.sizes[*at], got+l.sizes[*at]
+		*at++
+	}
+	b.given += got
+	if got == 0 {
+		return
+	}
+	b.idle[partition] = 0
+	if !b.sessions { // it asks for it last
+		i := slices.Index(b.order, partition)
+		b.order = append(slices.Delete(b.order, i, i+1), partition)
+	}
+}
+
+// TestCatchingUp: 50 partitions, 100 MB or more of backlog, a client that takes
+// 10 MB at a time. Nobody starves, nothing crawls, and memory stays bounded.
+func TestCatchingUp(t *testing.T) {
+	const batch, limit, partMax = 20_000, 10 << 20, 1 << 20
+	repeat := func(n int, s ...stretch) (out []stretch) {
+		for range n {
+			out = append(out, s...)
+		}
+		return out
+	}
+	for _, tc := range []struct {
+		name    string
+		topic   string
+		to      string
+		log     []stretch
+		partMax int32
+		factor  float64 // fetches, in multiples of bytes ÷ limit
+		most    float64 // bytes that the broker sends, in multiples of its log
+
+		sessionless bool // too
+	}{
+		{"placeholders only", cold, on(true), repeat(1, stretch{false, 100, batch}), partMax, 1.5, 5, true},
+		{"ordinary batches only", cold, on(true), repeat(1, stretch{true, 100, batch}), partMax, 2, 2, false},
+		{"placeholders of small batches", cold, on(true), repeat(1, stretch{false, 1000, batch / 10}), partMax, 1.5, 2, false},
+		{"they alternate batch by batch", cold, on(true), repeat(50, stretch{false, 1, batch}, stretch{true, 1, batch}), partMax, 2, 3, false},
+		{"short stretches", cold, on(true), repeat(8, stretch{false, 7, batch}, stretch{true, 5, batch}), partMax, 2.5, 3, true},
+		{"long stretches", cold, on(true), repeat(1, stretch{false, 60, batch}, stretch{true, 40, batch}), partMax, 2, 3, false},
+		{"a partition's limit below one batch still gives that batch", cold, on(true), repeat(1, stretch{false, 3, batch}), 10, 600, 100, false},
+		{"a topic that has left the tier", hot, on(false), repeat(1, stretch{false, 1000, batch / 10}), partMax, 1.5, 3, true},
+		{"a topic that has left the tier, and has both", hot, on(false), repeat(1, stretch{false, 60, batch}, stretch{true, 40, batch}), partMax, 2, 3, false},
+	} {
+		for _, sessions := range []bool{true, false} {
+			if !sessions && !tc.sessionless {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s, sessions %v", tc.name, sessions), func(t *testing.T) {
+				inBubble(t, proxy.Limits{}, func(r *rig) {
+					b := &scriptedBacklog{fetcher: r.fetcher(tc.to, 12), topic: tc.topic, max: limit, partMax: tc.partMax, sessions: sessions}
+					total, stored := 0, 0
+					for range 50 {
+						l := logOf(tc.log...)
+						b.logs = append(b.logs, l)
+						for i, n := range l.sizes {
+							total, stored = total+n, stored+len(l.batches[i])
+						}
+					}
+					var most atomic.Int64
+					loads := 0
+					r.payloads.loading = func() {
+						r.payloads.mu.Lock()
+						defer r.payloads.mu.Unlock()
+						if loads++; loads%64 == 0 {
+							most.Store(max(most.Load(), int64(r.sum("sluice_proxy_frame_bytes"))))
+						}
+					}
+					b.readAll()
+					least := float64(total) / limit
+					t.Logf("%d MB in %d fetches (%.1f × what the limit allows), %.1f MB from the broker (%.1f × its log), at most %d fetches without, at most %d bytes held",
+						total>>20, b.fetches, float64(b.fetches)/least, float64(b.upstream)/1e6, float64(b.upstream)/float64(stored), b.longest, most.Load())
+					if got := float64(b.fetches) / least; got > tc.factor {
+						t.Errorf("%d fetches, %.1f times what the client's limit allows; want %.1f", b.fetches, got, tc.factor)
+					}
+					if got := float64(b.upstream) / float64(stored); got > tc.most {
+						t.Errorf("the broker sent %.1f times its log, want %.1f", got, tc.most)
+					}
+					if tc.partMax > batch && b.longest > 10 {
+						t.Errorf("a partition got nothing in %d fetches", b.longest)
+					}
+					if held := most.Load(); held > 2*limit {
+						t.Errorf("%d bytes of frames were held for answers of %d", held, limit)
+					}
+				})
+			})
+		}
+	}
 }

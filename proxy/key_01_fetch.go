@@ -4,11 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/router"
@@ -19,16 +20,22 @@ import (
 // connection: any log may hold placeholders among ordinary batches.
 //
 //   - Requests that concern diskless topics are shrunk upstream: placeholders
-//     inflate about a hundredfold, so byte limits are divided by the expansion
-//     last seen, per partition, never below minUpstream; min.bytes counts
-//     placeholder bytes, so it becomes 1; the rack is blanked on diskless
-//     listeners. Other requests pass as the bytes that the client sent.
+//     inflate about a hundredfold, so a partition's limit is divided by the
+//     expansion last seen, never below minUpstream, and the request's limit in
+//     the same measure; min.bytes counts placeholder bytes, so it becomes 1; the
+//     rack is blanked on diskless listeners. On other connections that is done
+//     for partitions whose last answer held placeholders; requests of one that
+//     never saw any pass as the bytes that the client sent.
 //   - No request asks a broker for more than one of its answers may hold.
 //   - Only brokers may fetch as a replica: refused.
 //   - Answers: every returned batch's header is looked at. When none may be a
 //     placeholder, the frame passes as it came. Otherwise placeholders are
 //     replaced by the original bytes, cut at the client's own limits, the
 //     partition that waited longest first; the first always gets one batch.
+//   - An answer that has something to give waits HydrateGrace for the rest.
+//     Partitions that are late get no records and no error: their objects go on
+//     being read, and when they have come, those partitions are first and are
+//     waited for.
 //   - A partition whose placeholder cannot be resolved, now or ever, is
 //     answered KAFKA_STORAGE_ERROR with no records; the others are unharmed. A
 //     placeholder is never passed on and nothing is ever skipped. No partition
@@ -66,24 +73,38 @@ type fetchKey struct {
 type fetchLimits struct {
 	request   int32
 	partition int32 // where the partition's own is not known
-	diskless  bool  // state is kept of the partitions
+	learnt    bool  // state is kept of the partitions
 }
 
 // fetchState is what a connection's fetches teach about its partitions.
 type fetchState struct {
-	mu         sync.Mutex
-	diskless   bool  // the session, or the listener, concerns diskless topics
-	partMax    int32 // the least limit of a partition in the last request that named any
-	turn       uint64
-	partitions map[fetchKey]*fetchPartition
-	nameless   map[[16]byte]struct{} // topic ids to be asked for
+	mu           sync.Mutex
+	diskless     bool   // the session, or the listener, concerns diskless topics
+	placeholders bool   // the connection has seen one
+	session      uint32 // counts requests that name all that they concern
+	partMax      int32  // the least limit of a partition in the last request that named any
+	turn         uint64
+	partitions   map[fetchKey]*fetchPartition
+	nameless     map[[16]byte]struct{} // topic ids to be asked for
 }
 
 type fetchPartition struct {
 	served    uint64 // turn at which it last had its chance
-	expansion int32  // hydrated bytes per fetched byte, 1 after an inline batch
+	late      lateness
+	session   uint32 // the last that it was seen in
+	expansion int32  // hydrated bytes per fetched byte, 1 after inline batches
 	max       int32  // the client's own limit, 0 when not known
 }
+
+// lateness is what became of a partition's object that was not read in time.
+type lateness uint8
+
+const (
+	inTime  lateness = iota
+	awaited          // it is still being read
+	arrived          // it was read after the answer had gone
+	lost             // it turned out to be unreadable after the answer had gone
+)
 
 func (s *fetchState) partition(k fetchKey) *fetchPartition {
 	p := s.partitions[k]
@@ -91,9 +112,13 @@ func (s *fetchState) partition(k fetchKey) *fetchPartition {
 		if s.partitions == nil || len(s.partitions) >= maxFetchPartitions {
 			s.partitions = make(map[fetchKey]*fetchPartition)
 		}
-		p = &fetchPartition{expansion: firstExpansion}
+		p = &fetchPartition{expansion: 1}
+		if s.diskless {
+			p.expansion = firstExpansion
+		}
 		s.partitions[k] = p
 	}
+	p.session = s.session
 	return p
 }
 
@@ -133,9 +158,9 @@ func (c *conn) fetch(r *request) error {
 	frame := r.in.b
 	r.answer = (*conn).fetchAnswer
 	r.limits.request = getInt32(frame, view.MaxAt)
-	upstream := min(r.limits.request, c.p.limits.fetchable())
-	if upstream < r.limits.request {
-		putInt32(frame, view.MaxAt, upstream)
+	most := min(r.limits.request, c.p.limits.fetchable())
+	if most < r.limits.request {
+		putInt32(frame, view.MaxAt, most)
 	}
 
 	s := &c.fetchState
@@ -143,9 +168,7 @@ func (c *conn) fetch(r *request) error {
 	defer s.mu.Unlock()
 	if view.Session <= 0 { // the request names all that it concerns
 		s.diskless = false
-		if view.Session == 0 {
-			s.partitions = nil
-		}
+		s.session++
 	}
 	s.diskless = s.diskless || diskless
 	for i := range view.Partitions {
@@ -153,22 +176,25 @@ func (c *conn) fetch(r *request) error {
 			s.partMax = limit
 		}
 	}
-	r.limits.partition, r.limits.diskless = s.partMax, s.diskless
-	if !s.diskless {
+	r.limits.partition, r.limits.learnt = s.partMax, s.diskless || s.placeholders
+	if !r.limits.learnt {
 		return nil
 	}
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
 		state := s.partition(fetchKey{c.name(p.Topic), p.TopicID, p.Partition})
 		state.max = getInt32(frame, p.MaxAt)
-		putInt32(frame, p.MaxAt, shrink(state.max, state.expansion))
+		if s.diskless || state.expansion > 1 {
+			putInt32(frame, p.MaxAt, shrink(state.max, state.expansion))
+		}
 	}
-	least := int32(firstExpansion)
-	for _, state := range s.partitions {
-		least = min(least, state.expansion)
+	shrunk, upstream := s.shrunk(r.limits.request)
+	if shrunk || s.diskless {
+		putInt32(frame, view.MinAt, min(getInt32(frame, view.MinAt), 1))
 	}
-	putInt32(frame, view.MaxAt, min(upstream, shrink(r.limits.request, least)))
-	putInt32(frame, view.MinAt, min(getInt32(frame, view.MinAt), 1))
+	if s.diskless || upstream < most {
+		putInt32(frame, view.MaxAt, min(upstream, c.p.limits.fetchable()))
+	}
 	if c.diskless && view.RackEnd-view.RackAt > 2 {
 		none := []byte{0, 0}
 		if r.version >= wire.FetchFlexible {
@@ -177,6 +203,25 @@ func (c *conn) fetch(r *request) error {
 		r.out, _ = wire.Splice(frame, []wire.Edit{{From: view.RackAt, To: view.RackEnd, With: [][]byte{none}}})
 	}
 	return nil
+}
+
+// shrunk reports whether any partition of the session is asked for less than
+// the client asks for, and how much all together are to be asked for: so much
+// that as many partitions find room upstream as in the client's own limit.
+func (s *fetchState) shrunk(limit int32) (some bool, upstream int32) {
+	all := int64(minUpstream)
+	for _, p := range s.partitions {
+		if p.session != s.session {
+			continue
+		}
+		some = some || p.expansion > 1
+		partMax := p.max
+		if partMax <= 0 {
+			partMax = max(s.partMax, 1)
+		}
+		all = max(all, int64(limit)*int64(shrink(partMax, p.expansion))/int64(partMax))
+	}
+	return some, int32(min(all, int64(max(limit, minUpstream))))
 }
 
 func getInt32(b []byte, at int) int32    { return int32(binary.BigEndian.Uint32(b[at:])) }
@@ -248,14 +293,31 @@ func (c *conn) refuseReplica(r *request) error {
 
 // hydration is one partition of an answer whose records may hold placeholders.
 type hydration struct {
-	part   *wire.FetchResultPartition
-	state  *fetchPartition
-	served uint64
-	max    int
-	topic  string
-	pieces []tiers.Piece // what the client gets
-	bytes  [][]byte
-	failed bool
+	part     *wire.FetchResultPartition
+	state    *fetchPartition
+	served   uint64
+	late     lateness
+	max      int
+	topic    string
+	resolved []tiers.Piece // what it has, nil before that is known
+	pieces   []tiers.Piece // what the client gets
+	bytes    [][]byte
+	size     int  // of bytes
+	missed   bool // nothing of it was there in time
+	failed   bool
+}
+
+// answering is a Fetch answer while its partitions are loaded.
+type answering struct {
+	ctx   context.Context
+	slots chan struct{} // for those that read objects
+	loads sync.WaitGroup
+	moved chan struct{} // something below has changed
+
+	mu      sync.Mutex
+	ready   bool // there is something to give
+	running int  // partitions that are being loaded
+	owed    int  // of these, those that are waited for whatever is ready
 }
 
 func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
@@ -280,7 +342,7 @@ func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 		}
 		if !c.p.opt.Payloads.Candidate(in.b[p.From:p.To]) {
 			plain += p.To - p.From
-			if r.limits.diskless {
+			if r.limits.learnt {
 				c.sawInline(p)
 			}
 			continue
@@ -320,63 +382,227 @@ func (c *conn) sawInline(p *wire.FetchResultPartition) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	state := s.partition(fetchKey{string(p.Topic), p.TopicID, p.Partition})
-	state.expansion = 1
+	state.expansion, state.late = 1, inTime
 	s.turn++
 	state.served = s.turn
 }
 
 // hydrate decides what each partition may give within the client's limits,
 // loads it, and says what to replace in the frame.
-func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wire.Edit {
+func (c *conn) hydrate(r *request, in *frame, work []*hydration, plain int) []wire.Edit {
 	s := &c.fetchState
 	s.mu.Lock()
 	for _, h := range work {
 		h.state = s.partition(fetchKey{string(h.part.Topic), h.part.TopicID, h.part.Partition})
-		h.served, h.max = h.state.served, int(h.state.max)
+		h.served, h.late, h.max = h.state.served, h.state.late, int(h.state.max)
 		if h.max <= 0 {
 			h.max = int(r.limits.partition)
 		}
+		h.failed = h.failed || h.late == lost
 	}
 	s.mu.Unlock()
 	turn := slices.Clone(work)
-	slices.SortStableFunc(turn, func(a, b *hydration) int { return cmp.Compare(a.served, b.served) })
+	slices.SortStableFunc(turn, func(a, b *hydration) int {
+		if a.late == awaited || b.late == awaited {
+			// It must not keep the room of those that may be there.
+			return cmp.Compare(boolRank(a.late == awaited), boolRank(b.late == awaited))
+		}
+		return cmp.Compare(a.served, b.served)
+	})
 
-	ctx, cancel := context.WithTimeout(c.present, c.p.limits.HydrateTimeout)
-	defer cancel()
-	var loads errgroup.Group
-	loads.SetLimit(c.p.limits.HydrateConcurrency)
-	rules := c.p.opt.Router()
+	ctx, cut := context.WithTimeout(c.present, c.p.limits.HydrateTimeout)
+	defer cut()
+	a := &answering{ctx: ctx, slots: make(chan struct{}, c.p.limits.HydrateConcurrency), moved: make(chan struct{}, 1), ready: plain > 0}
 	budget := min(int(r.limits.request), c.p.limits.FetchBytes)
-	first, full := true, false
+	for rest := turn; ; {
+		rest = c.begin(r, in, a, rest, plain, budget)
+		if a.settle(c.p.limits.HydrateGrace, len(rest) > 0) || ctx.Err() != nil {
+			break
+		}
+		// What has the room may never come: the others get their chance too,
+		// and first those that need not be read.
+		for _, h := range rest {
+			c.resolve(a, in, h)
+		}
+		slices.SortStableFunc(rest, func(a, b *hydration) int { return cmp.Compare(boolRank(!a.cached()), boolRank(!b.cached())) })
+	}
+	cut()
+	a.loads.Wait()
+	given, first := plain, true
 	for _, h := range turn {
-		if h.failed || full || used >= budget && !first {
+		if !first && given+h.size > budget {
+			h.bytes, h.size = nil, 0 // it is in memory, and has its turn next time
+		}
+		given, first = given+h.size, first && h.size == 0
+	}
+	return c.conclude(r, in, work)
+}
+
+func boolRank(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// begin starts to load what finds room, and returns those that found none.
+func (c *conn) begin(r *request, in *frame, a *answering, turn []*hydration, used, budget int) (rest []*hydration) {
+	first := true
+	for _, h := range turn {
+		if used >= budget && !first {
+			rest = append(rest, h)
 			continue
 		}
-		records := in.b[h.part.From:h.part.To]
-		pieces, err := c.p.opt.Payloads.Resolve(ctx, tiers.TopicPartition{Topic: h.topic, Partition: h.part.Partition}, records, readahead(rules, h.topic))
-		h.failed = err != nil && len(pieces) == 0
-		c.learnExpansion(h, pieces, len(records))
+		if c.resolve(a, in, h); len(h.resolved) == 0 {
+			continue
+		}
 		size := 0
-		for i, piece := range pieces {
+		for i, piece := range h.resolved {
 			n := piece.Size()
 			// The very first batch is given whatever its size; so a partition
 			// whose next batch is larger than its limit waits for its turn.
-			if first && r.awaitRoom(ctx, c, n) != nil {
-				full = true // nothing this time; the client asks again
-				break
+			if first && !c.roomForFirst(a, r, n) {
+				return nil // memory is short; the client asks again
 			}
 			if !first && (size+n > h.max || used+n > budget || !r.hold(c.p.hydrated, n)) {
 				break
 			}
 			first = false
-			h.pieces, size, used = pieces[:i+1], size+n, used+n
+			h.pieces, size, used = h.resolved[:i+1], size+n, used+n
 		}
-		if len(h.pieces) > 0 {
-			loads.Go(func() error { h.load(ctx); return nil })
+		if len(h.pieces) == 0 {
+			rest = append(rest, h)
+			continue
+		}
+		a.start(h, c.p.limits.HydrateGrace)
+	}
+	return rest
+}
+
+// roomForFirst takes room for n bytes, and waits for it unless the answer holds
+// some already.
+func (c *conn) roomForFirst(a *answering, r *request, n int) bool {
+	if r.hydrated > 0 {
+		return r.hold(c.p.hydrated, n)
+	}
+	return r.awaitRoom(a.ctx, c, n) == nil
+}
+
+// resolve finds out once what a partition has, none when it cannot be told.
+func (c *conn) resolve(a *answering, in *frame, h *hydration) {
+	if h.failed || h.resolved != nil {
+		return
+	}
+	records := in.b[h.part.From:h.part.To]
+	tp := tiers.TopicPartition{Topic: h.topic, Partition: h.part.Partition}
+	pieces, err := c.p.opt.Payloads.Resolve(a.ctx, tp, records, readahead(c.p.opt.Router(), h.topic))
+	h.resolved, h.failed = pieces, err != nil && len(pieces) == 0
+	c.learnExpansion(h, len(records))
+}
+
+func (h *hydration) cached() bool { return len(h.resolved) > 0 && h.resolved[0].Cached() }
+
+// start loads a partition's pieces. One whose object has been read since its
+// last chance is waited for, however long it takes to have it again: or it
+// might be late for ever.
+func (a *answering) start(h *hydration, grace time.Duration) {
+	a.mu.Lock()
+	a.running++
+	if h.late == arrived {
+		a.owed++
+	}
+	a.mu.Unlock()
+	a.loads.Go(func() {
+		h.load(a, grace)
+		a.mu.Lock()
+		a.running--
+		if h.late == arrived {
+			a.owed--
+		}
+		a.mu.Unlock()
+		a.move()
+	})
+}
+
+func (a *answering) move() {
+	select {
+	case a.moved <- struct{}{}:
+	default:
+	}
+}
+
+// settle waits for what is being loaded: for all of it, or, once there is
+// something to give, no longer than grace. It reports whether the answer may
+// go; if not, others are to have the room: there is more to be loaded, and
+// nothing of this came within grace.
+func (a *answering) settle(grace time.Duration, more bool) bool {
+	var timer <-chan time.Time
+	expired := false
+	for {
+		a.mu.Lock()
+		ready, running, owed := a.ready, a.running, a.owed
+		a.mu.Unlock()
+		switch {
+		case running == 0, expired && ready && owed == 0, expired && !ready && more:
+			return ready || !more
+		case timer == nil && (ready || more):
+			timer = time.After(grace)
+		}
+		select {
+		case <-a.moved:
+		case <-timer:
+			expired = true
 		}
 	}
-	_ = loads.Wait()
+}
 
+// load reads a partition's pieces. What precedes one that cannot be read, or is
+// late, is still given.
+func (h *hydration) load(a *answering, grace time.Duration) {
+	for i, piece := range h.pieces {
+		b, err := a.load(piece, h.late == awaited, grace)
+		if err != nil {
+			if i == 0 {
+				h.missed = errors.Is(err, context.Canceled)
+				h.failed = !h.missed && !errors.Is(err, errNotStarted)
+			}
+			return
+		}
+		h.bytes, h.size = append(h.bytes, b...), h.size+piece.Size()
+		if i == 0 {
+			a.mu.Lock()
+			a.ready = true
+			a.mu.Unlock()
+			a.move()
+		}
+	}
+}
+
+// load reads one piece. So many at a time read objects; one that takes longer
+// than grace no longer counts, or a few that never come would stop all others.
+func (a *answering) load(piece tiers.Piece, started bool, grace time.Duration) ([][]byte, error) {
+	if started || piece.Cached() {
+		return piece.Load(a.ctx)
+	}
+	select {
+	case a.slots <- struct{}{}:
+	case <-a.ctx.Done():
+		return nil, errNotStarted
+	}
+	leave := sync.OnceFunc(func() { <-a.slots })
+	slow := time.AfterFunc(grace, leave)
+	defer leave()
+	defer slow.Stop()
+	return piece.Load(a.ctx)
+}
+
+// errNotStarted is a piece that was not asked for before the answer went. It is
+// not to blame, and has its turn next time.
+var errNotStarted = errors.New("other objects were read")
+
+// conclude says what to replace in the frame, and remembers who had its chance.
+func (c *conn) conclude(r *request, in *frame, work []*hydration) []wire.Edit {
+	s := &c.fetchState
 	edits := make([]wire.Edit, 0, len(work)+1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -390,11 +616,15 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 			}
 			binary.BigEndian.PutUint16(in.b[h.part.ErrorAt:], code)
 		}
-		if h.failed || len(h.bytes) > 0 {
+		switch {
+		case h.failed || len(h.bytes) > 0:
 			// One that cannot be read has had its chance too: it must not keep
 			// the room of the others.
 			s.turn++
-			h.state.served = s.turn
+			h.state.served, h.state.late = s.turn, inTime
+		case h.missed:
+			c.p.metrics.late.Inc()
+			c.watch(h)
 		}
 		for _, b := range h.bytes {
 			c.p.metrics.hydratedBytes.Add(float64(len(b)))
@@ -402,6 +632,30 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, used int) []wir
 		edits = append(edits, wire.RecordsEdit(h.part.LenAt, h.part.To, r.version >= wire.FetchFlexible, h.bytes...))
 	}
 	return edits
+}
+
+// watch notes when the object of a partition that was late has been read, or
+// cannot be. fetchState.mu is held.
+func (c *conn) watch(h *hydration) {
+	if h.state.late == awaited {
+		return // somebody watches
+	}
+	state, piece := h.state, h.pieces[0]
+	state.late = awaited
+	ctx, cancel := context.WithTimeout(c.present, c.p.limits.HydrateTimeout)
+	go func() {
+		defer cancel()
+		err := piece.Await(ctx)
+		c.fetchState.mu.Lock()
+		defer c.fetchState.mu.Unlock()
+		if state.late != awaited {
+			return // it was given meanwhile
+		}
+		state.late = arrived
+		if err != nil {
+			state.late = lost
+		}
+	}()
 }
 
 // readahead is the class's; a topic that has left the diskless tier gets a
@@ -414,37 +668,25 @@ func readahead(r *router.Router, topic string) int {
 	return class.Readahead
 }
 
-// learnExpansion remembers how much a partition's batches grew.
-func (c *conn) learnExpansion(h *hydration, pieces []tiers.Piece, fetched int) {
-	if len(pieces) == 0 {
+// learnExpansion remembers how much what a partition gave upstream grew, in all:
+// where placeholders and ordinary batches alternate, either alone would ask for
+// far too little or far too much.
+func (c *conn) learnExpansion(h *hydration, fetched int) {
+	if len(h.resolved) == 0 {
 		return
 	}
-	expansion, size := int32(1), 0
-	for _, p := range pieces {
-		if !p.Placeholder() {
-			size = 0
-			break
-		}
+	size, placeholders := 0, false
+	for _, p := range h.resolved {
 		size += p.Size()
+		placeholders = placeholders || p.Placeholder()
 	}
-	if size > 0 {
-		expansion = int32(max(size/fetched, 1))
-	}
-	c.fetchState.mu.Lock()
-	h.state.expansion = expansion
-	c.fetchState.mu.Unlock()
-}
-
-// load reads a partition's pieces. What precedes one that cannot be read is
-// still given.
-func (h *hydration) load(ctx context.Context) {
-	for i, piece := range h.pieces {
-		b, err := piece.Load(ctx)
-		if err != nil {
-			h.failed = i == 0
-			return
-		}
-		h.bytes = append(h.bytes, b...)
+	s := &c.fetchState
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h.state.expansion = 1
+	if placeholders {
+		s.placeholders = true
+		h.state.expansion = int32(max(size/fetched, 1))
 	}
 }
 

@@ -31,6 +31,7 @@ type metrics struct {
 	reserved       prometheus.Counter
 	unmapped       prometheus.Counter
 	storageErrors  prometheus.Counter
+	late           prometheus.Counter
 	hydratedBytes  prometheus.Counter
 	compactedAfter prometheus.Counter
 }
@@ -63,6 +64,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reserved:       counter("sluice_proxy_reserved_header_refused_total", "Produce requests refused because a record carried the header reserved for placeholders."),
 		unmapped:       counter("sluice_proxy_unmapped_brokers_total", "Brokers left out of an answer because their id is outside listen.node_ids."),
 		storageErrors:  counter("sluice_proxy_fetch_storage_errors_total", "Partitions of Fetch answers whose placeholders could not be resolved."),
+		late:           counter("sluice_proxy_fetch_late_partitions_total", "Partitions left out of Fetch answers that had something to give, because their objects were not read in time."),
 		hydratedBytes:  counter("sluice_proxy_fetch_hydrated_bytes_total", "Bytes of partitions that were hydrated in Fetch answers."),
 		compactedAfter: counter("sluice_proxy_compaction_refused_total", "Requests refused because they would have made a diskless topic compacted."),
 	}

@@ -29,7 +29,7 @@ type Limits struct {
 	ResponseBytes       int64         // answers in memory, what is hydrated included, all connections together
 	RequestsInFlight    int           // requests of one connection that are not yet answered
 	FetchBytes          int           // hydrated bytes in one Fetch answer
-	HydrateConcurrency  int           // partitions of one Fetch answer that are hydrated at a time
+	HydrateConcurrency  int           // partitions of one Fetch answer that read objects at a time
 	FirstRequestTimeout time.Duration // from connecting to the first byte of a request
 	IdleTimeout         time.Duration // between requests
 	FrameTimeout        time.Duration // from a frame's first byte to its last
@@ -39,6 +39,7 @@ type Limits struct {
 	DialTimeout         time.Duration // to connect to a broker
 	FactsTimeout        time.Duration // to learn a topic's configuration
 	HydrateTimeout      time.Duration // to read the objects of one Fetch answer
+	HydrateGrace        time.Duration // for the rest of them, when there is something to give
 	DrainTimeout        time.Duration // for acks=0 records of a client that has gone, and for answers owed to one that is to go
 	PollGrace           time.Duration // at shutdown, for answers that clients ask for again without harm
 }
@@ -62,7 +63,8 @@ func DefaultLimits() Limits {
 		BrokerWriteTimeout:  2 * time.Minute,
 		DialTimeout:         10 * time.Second,
 		FactsTimeout:        2 * time.Second,
-		HydrateTimeout:      20 * time.Second, // below the clients' request.timeout.ms of 30 s
+		HydrateTimeout:      8 * time.Second, // franz-go gives a Fetch up 10 s after its max.wait
+		HydrateGrace:        250 * time.Millisecond,
 		DrainTimeout:        30 * time.Second,
 		PollGrace:           time.Second, // twice the clients' default fetch.max.wait.ms
 	}
@@ -90,6 +92,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.DialTimeout, d.DialTimeout)
 	def(&l.FactsTimeout, d.FactsTimeout)
 	def(&l.HydrateTimeout, d.HydrateTimeout)
+	def(&l.HydrateGrace, d.HydrateGrace)
 	def(&l.DrainTimeout, d.DrainTimeout)
 	def(&l.PollGrace, d.PollGrace)
 	// A budget below one frame would never let that frame in.

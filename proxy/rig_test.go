@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
@@ -79,6 +80,9 @@ func inBubbleWith(t *testing.T, limits proxy.Limits, diskless bool, fn func(r *r
 			ended, end := context.WithCancel(context.Background())
 			end()
 			_ = r.proxy.Shutdown(ended)
+			if r.payloads.slow != nil {
+				time.Sleep(2 * time.Hour) // what it still reads ends
+			}
 		}()
 		fn(r)
 		r.stop(time.Minute)
@@ -382,9 +386,15 @@ func (b *scriptedBrokers) Invalidate(topic string) {
 // A scripted batch is text: "<length>|..." with a real batch's frame around it
 // would only test the diskless tier. Here "P<size>;" is a placeholder of that
 // many bytes, "I<size>;" an inline batch, "X;" a placeholder that does not
-// verify, "B<size>;" one whose object cannot be read, "R;" holds the reserved
-// header.
+// verify, "B<size>;" one whose object cannot be read, "S<size>;" one whose
+// object is slow to be read, as slow says, "R;" holds the reserved header.
 type scriptedPayloads struct {
+	// slow reads an object, which is never kept; all who ask at one time get
+	// the same.
+	slow    func(size int) error
+	loading func()
+	gets    singleflight.Group
+
 	mu       sync.Mutex
 	offloads []*scriptedOffload
 	offered  int
@@ -450,7 +460,18 @@ func (s *scriptedPayloads) offloaded() []*scriptedOffload {
 	return s.offloads
 }
 
-func (s *scriptedPayloads) Candidate(records []byte) bool { return bytes.ContainsAny(records, "PXB") }
+func (s *scriptedPayloads) Candidate(records []byte) bool { return bytes.ContainsAny(records, "PXBS") }
+
+// get is detached, as in the diskless tier: whoever waits may leave.
+func (s *scriptedPayloads) get(ctx context.Context, size int) error {
+	got := s.gets.DoChan(strconv.Itoa(size), func() (any, error) { return nil, s.slow(size) })
+	select {
+	case r := <-got:
+		return r.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 var errForged = errors.New("a reference does not verify")
 
@@ -472,24 +493,42 @@ func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, r
 		if err != nil {
 			return out, err
 		}
-		out = append(out, scriptedPiece{kind: batch[0], size: size})
+		out = append(out, scriptedPiece{kind: batch[0], size: size, store: s})
 	}
 	return out, nil
 }
 
 type scriptedPiece struct {
-	kind byte
-	size int
+	kind  byte
+	size  int
+	store *scriptedPayloads
 }
 
 func (p scriptedPiece) Size() int         { return p.size }
 func (p scriptedPiece) Records() int      { return 1 }
 func (p scriptedPiece) Placeholder() bool { return p.kind != 'I' }
-func (p scriptedPiece) Load(context.Context) ([][]byte, error) {
+func (p scriptedPiece) Cached() bool      { return p.kind != 'S' }
+func (p scriptedPiece) Await(ctx context.Context) error {
+	if p.kind != 'S' {
+		return nil
+	}
+	return p.store.get(ctx, p.size)
+}
+
+func (p scriptedPiece) Load(ctx context.Context) ([][]byte, error) {
+	if p.store.loading != nil {
+		p.store.loading()
+	}
+	if p.kind == 'S' {
+		if err := p.store.get(ctx, p.size); err != nil {
+			return nil, err
+		}
+	}
 	if p.kind == 'B' {
 		return nil, errors.New("the object cannot be read")
 	}
-	return [][]byte{[]byte(p.content()[:p.size/2]), []byte(p.content()[p.size/2:])}, nil
+	content := []byte(p.content())
+	return [][]byte{content[:p.size/2], content[p.size/2:]}, nil
 }
 
 // content is what a placeholder of a size stands for.

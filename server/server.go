@@ -110,6 +110,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			EarlyPutsPerSec:   l.PutsPerSecond,
 			RetryBatches:      l.RetryBatches,
 			PutTimeout:        l.PutTimeout,
+			GetTimeout:        l.HydrateTimeout, // nobody waits longer for it
 			InlineBytesPerSec: l.InlineBytesPerSecond,
 			InlineBytesTotal:  l.InlineBytesTotal,
 		},

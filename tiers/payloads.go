@@ -81,6 +81,11 @@ type Piece interface {
 	Records() int
 	// Placeholder reports whether Load may have to read an object.
 	Placeholder() bool
+	// Cached reports whether Load would read no object now.
+	Cached() bool
+	// Await waits until what Load reads is in memory, or says why that cannot
+	// be. Unlike the others it may be called when the fetched bytes are gone.
+	Await(ctx context.Context) error
 	// Load returns the bytes, as slices to be written in order and never to be
 	// written to.
 	Load(ctx context.Context) ([][]byte, error)
