@@ -180,6 +180,10 @@ func TestCompactedTopicsStayInline(t *testing.T) {
 	if r, err := set("delete"); err != nil || r[0].Err != nil {
 		t.Fatal(err, r)
 	}
+	eventually(t, "sluice knows of it", func() (bool, string) {
+		facts := p.sluice.Cluster().Facts(ctx, topic) // brokers learn of it one after the other
+		return facts.Known && !facts.Compacted, fmt.Sprintf("%+v", facts)
+	})
 	wrote = append(wrote, write(topic, 2)...)
 	if n := stored() - before; n != 1 {
 		t.Fatalf("%v batches went to objects after compaction was switched off, want 1", n)

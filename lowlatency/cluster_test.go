@@ -439,6 +439,56 @@ func TestAnAnswerFromBeforeTheChangeIsNotKept(t *testing.T) {
 	})
 }
 
+// Brokers learn of a change one after the other: what is read right behind one
+// is soon read again.
+func TestAnAnswerRightAfterAChangeIsNotBelievedForLong(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		w.tier.Facts(w.Context(), "orders")
+		w.tier.Invalidate("orders")
+		if w.tier.Facts(w.Context(), "orders").Compacted {
+			w.Fatal("the broker does not know yet")
+		}
+		w.setCleanupPolicy("orders", "compact")
+		time.Sleep(unknownFor)
+		if !w.tier.Facts(w.Context(), "orders").Compacted {
+			w.Error("what a broker said that had not learnt of the change is still believed")
+		}
+		time.Sleep(settlesFor)
+		requests, _ := w.countDescribes()
+		for range 10 {
+			w.tier.Facts(w.Context(), "orders")
+			time.Sleep(unknownFor)
+		}
+		if n := requests.Load(); n > 0 {
+			w.Errorf("%d questions about a topic that has settled", n)
+		}
+	})
+}
+
+func TestTheSameBrokerIsAskedAboutTopics(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		w.connect()
+		var nodes []int32
+		w.kafka.ControlKey(int16(kmsg.DescribeConfigs), func(kmsg.Request) (kmsg.Response, error, bool) {
+			w.kafka.KeepControl()
+			nodes = append(nodes, w.kafka.CurrentNode())
+			return nil, nil, false
+		})
+		for range 10 {
+			w.tier.Invalidate("orders")
+			w.tier.Facts(w.Context(), "orders")
+		}
+		for _, n := range nodes {
+			if n != nodes[0] {
+				w.Fatalf("brokers %v were asked", nodes)
+			}
+		}
+		if len(nodes) != 10 {
+			w.Errorf("%d questions", len(nodes))
+		}
+	})
+}
+
 func TestATopicThatBecomesCompactedIsNoticedAndAlarmed(t *testing.T) {
 	inWorld(t, nil, func(w *world) {
 		w.connect()

@@ -23,6 +23,9 @@ const (
 	// unknownFor is how long "no such topic" is believed: a topic that was
 	// just created must soon be right.
 	unknownFor = 200 * time.Millisecond
+	// settlesFor is how long after a change an answer is believed no longer than
+	// that: brokers learn of changes one after the other.
+	settlesFor = 2 * time.Second
 	// gatherFor is how long the first question waits for others to join it in
 	// one DescribeConfigs.
 	gatherFor = 2 * time.Millisecond
@@ -50,11 +53,16 @@ type fact struct {
 	stale bool      // Invalidate was called: to be read again, remembered for comparison only
 	used  time.Time // coarse
 	asked uint64    // when, in order of asking: an older answer never replaces a newer one
+
+	changed time.Time // when Invalidate was called last
 }
 
 // believed reports whether a fact answers a question without asking Kafka.
 func (k *fact) believed() bool {
-	return k != nil && !k.stale && (k.facts.Known || time.Since(k.read) < unknownFor)
+	if k == nil || k.stale {
+		return false
+	}
+	return k.facts.Known && time.Since(k.changed) >= settlesFor || time.Since(k.read) < unknownFor
 }
 
 // facts remembers topics' configurations.
@@ -177,11 +185,25 @@ func (f *facts) describe(ctx context.Context, topics []string) ([]kmsg.DescribeC
 		r.ConfigNames = []string{cleanupPolicy, maxMessageBytes, remoteStorage}
 		req.Resources = append(req.Resources, r)
 	}
-	resp, err := req.RequestWith(ctx, f.c.client)
+	resp, err := f.ask(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	return resp.Resources, nil
+}
+
+// ask asks always the same broker, as long as it answers: of two, one may not
+// have learnt yet of a change that the other has told of.
+func (f *facts) ask(ctx context.Context, req *kmsg.DescribeConfigsRequest) (*kmsg.DescribeConfigsResponse, error) {
+	if brokers := f.c.Brokers(); len(brokers) > 0 {
+		first, cancel := context.WithTimeout(ctx, describeTimeout/2)
+		defer cancel()
+		resp, err := req.RequestWith(first, f.c.client.Broker(int(brokers[0].ID)))
+		if err == nil || ctx.Err() != nil {
+			return resp, err
+		}
+	}
+	return req.RequestWith(ctx, f.c.client)
 }
 
 // remember is called with mu held.
@@ -189,7 +211,7 @@ func (f *facts) remember(topic string, facts tiers.TopicFacts, asked uint64) {
 	now := time.Now()
 	next := &fact{facts: facts, read: now, used: now, asked: asked}
 	if before := f.known[topic]; before != nil {
-		next.used = before.used
+		next.used, next.changed = before.used, before.changed
 		if before.facts.Known && !before.facts.Compacted && facts.Compacted {
 			f.c.metrics.becameCompacted.Inc()
 			f.c.log.Error().Str("topic", topic).Msg("cleanup.policy has become compact: new batches go inline, but compaction destroys the placeholders that the log still holds; set it back to delete if the topic's class is diskless")
@@ -233,7 +255,8 @@ func (c *Cluster) Invalidate(topic string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked++
-	next := &fact{stale: true, used: time.Now(), asked: f.asked}
+	now := time.Now()
+	next := &fact{stale: true, used: now, asked: f.asked, changed: now}
 	if before := f.known[topic]; before != nil {
 		next.facts, next.read = before.facts, before.read
 	}
