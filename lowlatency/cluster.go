@@ -273,7 +273,9 @@ func (c *Cluster) readBrokers(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
-		c.lastErr = err
+		if c.other == nil { // which would say more
+			c.lastErr = err
+		}
 		c.metrics.refreshErrors.Inc()
 		return fmt.Errorf("reading the cluster's brokers: %w", err)
 	}
