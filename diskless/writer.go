@@ -237,7 +237,11 @@ func (w *writer) unlock() {
 // behind the rejected batch must not be smaller, fit the budget, and go first.
 const rejectFor = time.Second
 
-func (w *writer) rejects(now time.Time) bool { return now.Before(w.rejecting) }
+// covers takes a batch out of the inline budget, if it may go inline now. mu is
+// held.
+func (w *writer) covers(o *offload, now time.Time) bool {
+	return !w.owing && !(o.rejects() && now.Before(w.rejecting)) && w.tier.budget.take(o.size)
+}
 
 // decide decides one batch. mu is held.
 func (w *writer) decide(o *offload, f fate) {
@@ -298,9 +302,7 @@ func (w *writer) take(o *offload) {
 	switch {
 	case w.draining:
 		w.decide(o, inlined)
-	case w.failing && o.rejects() && w.rejects(time.Now()):
-		w.decide(o, rejected)
-	case w.failing && !w.owing && w.tier.budget.take(o.size):
+	case w.failing && w.covers(o, time.Now()):
 		w.decide(o, inlined)
 	case w.failing && o.rejects():
 		w.decide(o, rejected)
@@ -720,10 +722,7 @@ func (w *writer) sweep(now time.Time) {
 				late, culprit = why, obj
 			}
 			switch {
-			case o.rejects() && w.rejects(now):
-				w.decide(o, rejected)
-				return false
-			case !w.owing && w.tier.budget.take(o.size):
+			case w.covers(o, now):
 			case o.rejects():
 				w.decide(o, rejected)
 				return false

@@ -274,11 +274,7 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 			default:
 				continue
 			}
-			code := uint16(errKafkaStorageError)
-			if r.version < storageErrorSince {
-				code = errNotLeader
-			}
-			binary.BigEndian.PutUint16(in.b[p.ErrorAt:], code)
+			putStorageError(in.b[p.ErrorAt:], r.version, storageErrorSince)
 			if o.rejected {
 				continue
 			}
@@ -304,6 +300,16 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 	}
 	resp.Brokers = nodes
 	return [][]byte{encodeResponse(r, resp)}, nil
+}
+
+// putStorageError writes KAFKA_STORAGE_ERROR, or what brokers say in its place
+// to versions whose clients do not know it; both are retried.
+func putStorageError(b []byte, version, since int16) {
+	code := uint16(errKafkaStorageError)
+	if version < since {
+		code = errNotLeader
+	}
+	binary.BigEndian.PutUint16(b, code)
 }
 
 // refuseReserved answers a Produce whose records pretend to be placeholders.

@@ -610,11 +610,7 @@ func (c *conn) conclude(r *request, in *frame, work []*hydration) []wire.Edit {
 		if h.failed {
 			h.bytes = nil
 			c.p.metrics.storageErrors.Inc()
-			code := uint16(errKafkaStorageError)
-			if r.version < fetchStorageErrorSince {
-				code = errNotLeader
-			}
-			binary.BigEndian.PutUint16(in.b[h.part.ErrorAt:], code)
+			putStorageError(in.b[h.part.ErrorAt:], r.version, fetchStorageErrorSince)
 		}
 		switch {
 		case h.failed || len(h.bytes) > 0:
