@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN := .cache/bin
 DEMO_ARGS ?=
 
-.PHONY: help run build test bench bench-tiers bench-sealing lint clean linters prerequisites
+.PHONY: help run build test test-full bench bench-tiers bench-sealing lint clean linters prerequisites
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ build: ## build the static binary ./sluice
 
 test: ## lint, then every test, against real Kafka and a real S3 server too
 	@tools/test.sh
+
+test-full: linters ## the long tests against real parts, more of everything, in up to 70 minutes
+	@tools/test.sh full
 
 bench: ## run all Go benchmarks, without the tests
 	go test -run '^$$' -bench . -benchmem -timeout 30m ./...

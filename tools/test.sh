@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
 # Every step runs, also after one has failed; the summary names each with its
-# time. Called by make test.
+# time. Called by make test, and with "full" by make test-full, which runs the long
+# tests against real parts and nothing else.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-budget=$((15 * 60))
+what=${1:-short}
+case $what in
+    short) budget=$((15 * 60)) ;;
+    full) budget=$((70 * 60)) ;;
+    *) echo "usage: test.sh [short|full]" >&2; exit 2 ;;
+esac
 summary=()
 failed=0
 
@@ -41,7 +47,7 @@ real() {
     local report failed=0
     report=$(mktemp)
     .cache/bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$report" \
-        --packages "./harness/... ./integration/... ./benchmarks/..." -- -p 1 -timeout 15m || failed=1
+        --packages "./harness/... ./integration/... ./benchmarks/..." -- -p 1 -timeout "$1" "${@:2}" || failed=1
     if [[ -s $report ]]; then
         printf '\ntests that were run again:\n'
         cat "$report"
@@ -52,12 +58,17 @@ real() {
 
 tools/prerequisites.sh || exit 1
 
-step "lint" make --no-print-directory lint
-step "tests, with the race detector" fast
-step "tests of the placeholder format" pure
-step "tests against real Kafka and S3" real
+if [[ $what == short ]]; then
+    step "lint" make --no-print-directory lint
+    step "tests, with the race detector" fast
+    step "tests of the placeholder format" pure
+    step "tests against real Kafka and S3" real 15m
+else
+    export SLUICE_LONG=1
+    step "long tests against real Kafka and S3" real 70m -run "^TestLong"
+fi
 
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"
-((SECONDS <= budget)) || echo "took ${SECONDS}s, more than the $budget s that make test may take on 2 cores"
+((SECONDS <= budget)) || echo "took ${SECONDS}s, more than the $budget s that this may take on 2 cores"
 exit $failed
