@@ -10,10 +10,13 @@ import (
 )
 
 // sealer decides when an object is sealed before its linger ends: as soon as
-// waiting longer gains nothing, because every connection that has a batch in it
-// waits for all that it ever has under way. Such a seal costs a PUT that the
-// linger would have saved, so there is a budget of them, and each connection
-// has a fair share: a lone synchronous producer cannot use it up.
+// waiting longer gains little, because every connection that has a batch in it
+// either waits for all that it ever has under way, or has stopped sending for
+// longer than it usually does. (A client whose next record is for a partition
+// of another broker, where it waits, sends nothing here either.) Such a seal
+// costs a PUT that the linger would have saved, so there is a budget of them,
+// and each connection has a fair share: a lone synchronous producer cannot use
+// it up.
 //
 // Deadline and size seals are not its business; they always go.
 type sealer struct {
@@ -28,11 +31,13 @@ type sealer struct {
 // seat is what is known of one connection.
 type seat struct {
 	producer *tiers.Producer
-	waiting  int       // its requests in open objects
-	peak     int       // as many requests as it usually has in flight
-	credit   float64   // early seals that it may pay for, at most maxCredit
-	accrued  time.Time // until when credit is counted
-	seen     time.Time // its last batch
+	waiting  int           // its requests in open objects
+	peak     int           // as many requests as it usually has in flight
+	credit   float64       // early seals that it may pay for, at most maxCredit
+	accrued  time.Time     // until when credit is counted
+	seen     time.Time     // its last batch
+	paused   bool          // after that it could have sent more
+	pause    time.Duration // as long as it usually takes until it does
 }
 
 const (
@@ -40,7 +45,15 @@ const (
 	maxCredit = 1
 	// activeFor is how long a connection that sends nothing has a share.
 	activeFor = time.Second
+	// minPatience is how long a connection that could send more is waited for.
+	minPatience = 5 * time.Millisecond
+	// maxPause keeps one that seldom sends from holding up the others.
+	maxPause = 50 * time.Millisecond
 )
+
+// patience is how long nothing may come from a connection until it counts as
+// blocked although it has had more in flight at times.
+func (st *seat) patience() time.Duration { return minPatience + 2*st.pause }
 
 func newSealer(perSecond float64) *sealer {
 	return &sealer{
@@ -54,6 +67,7 @@ func newSealer(perSecond float64) *sealer {
 type crew struct {
 	members  map[*seat]*member
 	holdouts int       // of members: those that may still send something
+	patient  time.Time // until when they are waited for
 	recheck  time.Time // no sooner can the budget cover a seal
 }
 
@@ -77,7 +91,6 @@ func (s *sealer) join(c *crew, p *tiers.Producer, request uint64, now time.Time)
 		s.seats[p] = st
 		s.active = append(s.active, st)
 	}
-	st.seen = now
 	m := c.members[st]
 	if m == nil {
 		if c.members == nil {
@@ -88,14 +101,24 @@ func (s *sealer) join(c *crew, p *tiers.Producer, request uint64, now time.Time)
 		c.holdouts++
 	}
 	if m.requests == 0 || m.last != request {
+		if st.paused {
+			st.pause = max(min(now.Sub(st.seen), maxPause), st.pause-st.pause/8)
+		}
 		m.requests++
 		m.last = request
 		st.waiting++
 	}
+	st.seen = now
 	st.peak = max(st.peak, p.InFlight())
-	if holdout := st.waiting < st.peak; holdout != m.holdout {
-		m.holdout = holdout
-		if holdout {
+	st.paused = st.waiting < st.peak
+	if st.paused {
+		if until := now.Add(st.patience()); until.After(c.patient) {
+			c.patient = until
+		}
+	}
+	if m.holdout != st.paused {
+		m.holdout = st.paused
+		if st.paused {
 			c.holdouts++
 		} else {
 			c.holdouts--
@@ -118,11 +141,18 @@ func (s *sealer) retire(now time.Time) {
 	}
 }
 
-// ready reports whether an object may be sealed early, and pays for it. When
-// only the budget is lacking, it says how long to wait.
-func (s *sealer) ready(c *crew, now time.Time) (ok bool, wait time.Duration) {
-	if s.perSecond <= 0 || len(c.members) == 0 || c.holdouts > 0 || now.Before(c.recheck) {
-		return false, 0
+// ready reports whether an object may be sealed early, and pays for it.
+// Otherwise it says how long to wait, if that is known, and whether it is the
+// budget that is lacking.
+func (s *sealer) ready(c *crew, now time.Time) (ok bool, wait time.Duration, short bool) {
+	if s.perSecond <= 0 || len(c.members) == 0 {
+		return false, 0, false
+	}
+	if now.Before(c.recheck) {
+		return false, c.recheck.Sub(now), false
+	}
+	if c.holdouts > 0 && now.Before(c.patient) {
+		return false, c.patient.Sub(now), false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -142,11 +172,11 @@ func (s *sealer) ready(c *crew, now time.Time) (ok bool, wait time.Duration) {
 		for st := range c.members {
 			st.credit -= st.credit / sum
 		}
-		return true, 0
+		return true, 0, false
 	}
 	wait = max(wait, time.Millisecond)
 	c.recheck = now.Add(wait)
-	return false, wait
+	return false, wait, true
 }
 
 // leave notes that an object was sealed or given up. Who was not seen to be

@@ -226,3 +226,15 @@ func TestFormerGreatnessIsForgotten(t *testing.T) {
 		t.Error("after 40 requests it still waits for what it will not send")
 	})
 }
+
+// Patience lasts as long as a connection usually pauses: seals that do not wait
+// for what is about to come would write many small objects.
+func TestPausesOfAConnectionAreKnown(t *testing.T) {
+	for _, ack := range []time.Duration{2 * time.Millisecond, 20 * time.Millisecond} {
+		l := &peer{name: "pausing", inFlight: 5, partitions: 1, ack: ack}
+		puts := drive(t, 1000, 30*time.Millisecond, 8*time.Second, l)
+		if each := float64(l.answered) / float64(puts); each < 4 {
+			t.Errorf("a broker that takes %v: %.1f requests in an object, of 5 that could be", ack, each)
+		}
+	}
+}

@@ -149,7 +149,8 @@ type object struct {
 	opened time.Time
 	limit  int64 // bytes at which it is sealed
 	linger *time.Timer
-	early  *time.Timer // set while only the budget of early seals is lacking
+	early  *time.Timer // looks again whether it may be sealed early
+	again  time.Time   // when
 	ripe   bool        // its linger is over, and only a place for its PUT is lacking
 	crew   crew
 	buf    []byte
@@ -431,15 +432,20 @@ func (w *writer) sealEarly(obj *object) {
 	if w.crowded() {
 		return // its linger comes, or a PUT ends
 	}
-	ok, wait := w.tier.sealer.ready(&obj.crew, time.Now())
-	switch {
-	case ok:
+	now := time.Now()
+	ok, wait, short := w.tier.sealer.ready(&obj.crew, now)
+	if ok {
 		w.seal(obj, "early")
-	case wait > 0:
+		return
+	}
+	if short {
 		w.tier.metrics.sealWaits.Inc()
-		if obj.early != nil {
-			obj.early.Stop()
-		}
+	}
+	at := now.Add(wait)
+	switch {
+	case wait == 0 || now.Before(obj.again) && !at.Before(obj.again):
+	case obj.early == nil:
+		obj.again = at
 		obj.early = time.AfterFunc(wait, func() {
 			w.mu.Lock()
 			defer w.unlock()
@@ -447,6 +453,9 @@ func (w *writer) sealEarly(obj *object) {
 				w.sealEarly(obj)
 			}
 		})
+	default:
+		obj.again = at
+		obj.early.Reset(wait)
 	}
 }
 
