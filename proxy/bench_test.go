@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,12 +64,15 @@ func answeringBroker(b *testing.B, response []byte) (addr string) {
 			}
 			go func() {
 				defer c.Close()
-				in, out := make([]byte, 2<<20), append([]byte(nil), response...)
+				in, out := make([]byte, 4), append([]byte(nil), response...)
 				for {
 					if _, err := io.ReadFull(c, in[:4]); err != nil {
 						return
 					}
-					n := binary.BigEndian.Uint32(in)
+					n := int(binary.BigEndian.Uint32(in))
+					if len(in) < n {
+						in = make([]byte, n)
+					}
 					if _, err := io.ReadFull(c, in[:n]); err != nil {
 						return
 					}
@@ -163,4 +167,54 @@ func BenchmarkRelay(b *testing.B) {
 			}
 		}
 	}
+}
+
+// BenchmarkIdleConnection reports what a client connection takes that has spoken
+// once and waits: heap and stacks, without what the other two ends of the same
+// process take.
+func BenchmarkIdleConnection(b *testing.B) {
+	const connections = 1000
+	response := encodeResponse(1, kmsg.NewPtrHeartbeatResponse())
+	heartbeat := encode(1, kmsg.NewPtrHeartbeatRequest())
+	hold := func(addr string) (bytes float64) {
+		before := settled()
+		var held []net.Conn
+		for range connections {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				b.Fatal(err)
+			}
+			held = append(held, c)
+			in := make([]byte, len(response))
+			for range 3 {
+				if _, err := c.Write(heartbeat); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, in); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		bytes = float64(settled()-before) / connections
+		for _, c := range held {
+			_ = c.Close()
+		}
+		return bytes
+	}
+	for b.Loop() {
+		addr := answeringBroker(b, response)
+		direct := hold(addr)
+		b.ReportMetric(hold(benchProxy(b, addr))-direct, "B/connection")
+	}
+}
+
+// settled is the memory in use when what is garbage is collected and stacks have
+// shrunk to what they hold.
+func settled() uint64 {
+	var m runtime.MemStats
+	for range 6 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
 }

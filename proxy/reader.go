@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -16,18 +16,45 @@ import (
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
-// readBuffer is what a connection reads ahead: small requests arrive in one
+// readAhead is what a connection reads at once: small requests arrive in one
 // system call, the bulk of large ones goes straight into their frame.
-const readBuffer = 4096
+const readAhead = 4096
 
-// frameReader cuts a connection into frames.
+var readAheads = sync.Pool{New: func() any { return new([readAhead]byte) }}
+
+// frameReader cuts a connection into frames. It holds a buffer only while
+// there is something in it: most connections are idle most of the time.
 type frameReader struct {
-	r   *bufio.Reader
-	max int
+	net.Conn
+	max  int
+	wait *socketWait // nil where one has to read to find out whether there is something
+
+	buf  *[readAhead]byte
+	r, w int // what was read into buf and not yet taken
 }
 
-func newFrameReader(c net.Conn, maxFrame int) frameReader {
-	return frameReader{r: bufio.NewReaderSize(c, readBuffer), max: maxFrame}
+func newFrameReader(c net.Conn, maxFrame int) *frameReader {
+	f := &frameReader{Conn: c, max: maxFrame}
+	f.wait = newSocketWait(f)
+	return f
+}
+
+func (f *frameReader) buffer() []byte {
+	if f.buf == nil {
+		f.buf = readAheads.Get().(*[readAhead]byte)
+	}
+	return f.buf[f.w:]
+}
+
+// drop gives an empty buffer back.
+func (f *frameReader) drop() {
+	if f.r == f.w {
+		f.r, f.w = 0, 0
+		if f.buf != nil {
+			readAheads.Put(f.buf)
+			f.buf = nil
+		}
+	}
 }
 
 // FrameTooLargeError is a frame length that no honest peer sends, or that the
@@ -43,15 +70,29 @@ func (e *FrameTooLargeError) Error() string {
 
 // await waits for the next frame to begin and returns its whole size. It takes
 // nothing off the connection.
-func (f frameReader) await() (int, error) {
-	size, err := f.r.Peek(wire.SizePrefix)
-	if err != nil {
-		if err == io.EOF && len(size) > 0 {
-			err = io.ErrUnexpectedEOF
+func (f *frameReader) await() (int, error) {
+	for f.w-f.r < wire.SizePrefix {
+		if f.r > 0 && f.r < f.w {
+			f.w = copy(f.buf[:], f.buf[f.r:f.w])
+			f.r = 0
 		}
-		return 0, err
+		var n int
+		var err error
+		if f.drop(); f.wait != nil {
+			n, err = f.wait.read()
+		} else {
+			n, err = f.Read(f.buffer())
+		}
+		f.w += n
+		if err != nil {
+			if err == io.EOF && f.w > f.r {
+				err = io.ErrUnexpectedEOF
+			}
+			f.drop()
+			return 0, err
+		}
 	}
-	n := int32(binary.BigEndian.Uint32(size))
+	n := int32(binary.BigEndian.Uint32(f.buf[f.r:]))
 	if n < 4 || int64(n) > int64(f.max) {
 		return 0, &FrameTooLargeError{Size: n, Max: f.max}
 	}
@@ -59,8 +100,14 @@ func (f frameReader) await() (int, error) {
 }
 
 // fill reads the frame that await announced, and releases it on an error.
-func (f frameReader) fill(fr *frame) error {
-	_, err := io.ReadFull(f.r, fr.b)
+func (f *frameReader) fill(fr *frame) error {
+	n := copy(fr.b, f.buf[f.r:f.w])
+	f.r += n
+	f.drop()
+	if n == len(fr.b) {
+		return nil
+	}
+	_, err := io.ReadFull(f.Conn, fr.b[n:])
 	if err != nil {
 		fr.release()
 		if err == io.EOF {
