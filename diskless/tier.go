@@ -309,9 +309,10 @@ var keptFor = map[tiers.Reason]tiers.InlineReason{
 	tiers.Compacted: tiers.InlineCompacted,
 	tiers.Internal:  tiers.InlineInternal,
 	tiers.Unknown:   tiers.InlineUnknown,
+	tiers.Denied:    tiers.InlineDenied,
 }
 
-// Kept notes a batch whose topic stays inline.
+// Kept notes a batch that stays inline because of its topic or its client.
 func (t *Tier) Kept(class *tiers.Class, topic string, why tiers.Reason, bytes int) {
 	reason, ok := keptFor[why]
 	if !ok {
@@ -319,7 +320,7 @@ func (t *Tier) Kept(class *tiers.Class, topic string, why tiers.Reason, bytes in
 	}
 	t.metrics.inlineBatches.WithLabelValues(class.Name, string(reason)).Inc()
 	t.metrics.inlineBytes.WithLabelValues(class.Name, string(reason)).Add(float64(bytes))
-	if !t.complaints.allowKept(topic, reason) {
+	if reason == tiers.InlineDenied || !t.complaints.allowKept(topic, reason) {
 		return
 	}
 	line := t.log.Warn()

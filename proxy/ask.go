@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -58,8 +57,20 @@ func (c *conn) awaitWelcome() error {
 	req.SetVersion(version)
 	req.Topics = []kmsg.MetadataRequestTopic{} // none; nil would be all
 	req.AllowAutoTopicCreation = false
+	return c.askAndWait(req, func(kmsg.Response) {})
+}
+
+// askAndWait is ask for what the reader cannot go on without.
+func (c *conn) askAndWait(req kmsg.Request, then func(kmsg.Response)) error {
 	answered := make(chan error, 1)
-	if err := c.ask(req, func(_ kmsg.Response, err error) { answered <- err }); err != nil {
+	if err := c.ask(req, func(resp kmsg.Response, err error) {
+		if err != nil {
+			err = brokerError{err}
+		} else {
+			then(resp)
+		}
+		answered <- err
+	}); err != nil {
 		return err
 	}
 	select {
@@ -93,24 +104,11 @@ func topicsByID(ids [][16]byte) *kmsg.MetadataRequest {
 }
 
 // askTopics has the names of topic ids learnt. The answer precedes those of all
-// later requests. wait says whether to wait for it.
-func (c *conn) askTopics(ids [][16]byte, wait bool) error {
-	answered := make(chan struct{})
-	var once sync.Once
-	err := c.ask(topicsByID(ids), func(resp kmsg.Response, err error) {
-		if m, ok := resp.(*kmsg.MetadataResponse); ok && err == nil {
-			c.p.learn(m)
+// later requests.
+func (c *conn) askTopics(ids [][16]byte) error {
+	return c.ask(topicsByID(ids), func(resp kmsg.Response, err error) {
+		if err == nil {
+			c.p.learn(resp.(*kmsg.MetadataResponse))
 		}
-		once.Do(func() { close(answered) })
 	})
-	if err != nil || !wait {
-		return err
-	}
-	select {
-	case <-answered:
-	case <-time.After(c.p.limits.BrokerWriteTimeout):
-		return brokerError{errNoAnswer}
-	case <-c.present.Done():
-	}
-	return nil
 }

@@ -40,13 +40,17 @@ type conn struct {
 	filling  stall         // since when the client owes the rest of a frame
 	toClient sink
 
-	names    map[string]string  // topic names seen, so that looking one up does not allocate; reader only
-	produced wire.Produce       // reader only
-	producer *tiers.Producer    // apart, so that the diskless tier keeps no connection alive
-	welcome  atomic.Bool        // the broker talks to this client
+	names    map[string]string // topic names seen, so that looking one up does not allocate; reader only
+	produced wire.Produce      // reader only
+	producer *tiers.Producer   // apart, so that the diskless tier keeps no connection alive
+	welcome  atomic.Bool       // the broker talks to this client
+	permits  permits
+	destined []destination      // reader only
 	fetched  wire.Fetch         // reader only
 	result   wire.ProduceResult // responder only
 	fetchV   wire.FetchResult   // responder only
+
+	brokerMetadata atomic.Uint32 // the versions of Metadata that the broker speaks, first and last; 0 is not known
 
 	dial     sync.Once
 	toBroker sink // dialled once; its Conn is nil when that did not succeed

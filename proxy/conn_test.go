@@ -710,27 +710,34 @@ func TestRequestsAreForwardedByteForByte(t *testing.T) {
 	})
 }
 
+// A broker hangs up on who has not logged in, and is asked before anything is
+// stored, whatever its age and whatever the client has asked it before.
 func TestNothingIsStoredForAClientThatTheBrokerDoesNotKnow(t *testing.T) {
-	inBubble(t, proxy.Limits{}, func(r *rig) {
-		c := r.connect(on(true))
-		versions := kmsg.NewPtrApiVersionsRequest() // which brokers answer to anybody
-		c.ask(0, versions)
-		b := r.broker()
-		b.reply(versions)
-		c.expect(0)
-		c.ask(1, produce(9, 0, [2]string{cold, "x"}))
-		question := kmsg.NewPtrMetadataRequest()
-		b.received(question)
-		if question.Topics == nil || len(question.Topics) > 0 || question.AllowAutoTopicCreation {
-			t.Errorf("asked for %+v", question)
+	for name, metadata := range map[string]int16{"that tells what clients may do": 12, "that does not": 7} {
+		for _, version := range []int16{9, 13} {
+			t.Run(fmt.Sprintf("a broker %s, Produce v%d", name, version), func(t *testing.T) {
+				inBubble(t, proxy.Limits{}, func(r *rig) {
+					c := r.connect(on(true))
+					c.ask(1, produce(version, 0, [2]string{cold, "x"}))
+					b := r.broker()
+					if version < 13 { // whose brokers are known to
+						b.speaks(metadata)
+					}
+					question := kmsg.NewPtrMetadataRequest()
+					b.received(question)
+					if question.Topics == nil || question.AllowAutoTopicCreation {
+						t.Errorf("asked for %+v", question)
+					}
+					if len(r.payloads.offloaded()) > 0 {
+						t.Fatal("a batch was offloaded before the broker has answered anything")
+					}
+					b.Close() // as brokers do that wait for a login
+					c.closed()
+					if len(r.payloads.offloaded()) > 0 {
+						t.Fatal("a batch was offloaded for a client that the broker has hung up on")
+					}
+				})
+			})
 		}
-		if len(r.payloads.offloaded()) > 0 {
-			t.Fatal("a batch was offloaded before the broker has answered anything")
-		}
-		b.Close() // as brokers do that wait for a login
-		c.closed()
-		if len(r.payloads.offloaded()) > 0 {
-			t.Fatal("a batch was offloaded for a client that the broker has hung up on")
-		}
-	})
+	}
 }

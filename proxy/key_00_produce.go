@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"encoding/binary"
 	"time"
 
@@ -27,9 +28,11 @@ import (
 //   - v13: ids become names by Metadata asked on the client's own connection;
 //     an id that the broker does not know is forwarded for it to answer.
 //   - acks=0: durable, then forwarded; no answer.
-//   - Nothing goes to object storage before the broker has answered something
-//     on this connection that takes a login, where logins are asked for: else
-//     whoever reaches the port could fill the bucket.
+//   - Nothing goes to object storage before the broker has said that this
+//     client may write to the topic, and so has logged in where logins are
+//     asked for: else whoever reaches the port could fill the bucket. What it
+//     may not write is forwarded as it came, for the broker to refuse
+//     (permits.go).
 //   - A batch never overtakes an earlier one of its producer and partition that
 //     came in on the broker's other listener (crossings.go).
 //   - A batch that the diskless tier rejects goes upstream as no batch at all;
@@ -96,7 +99,7 @@ func (c *conn) produce(r *request) error {
 			return err
 		}
 	}
-	if r.offloads != nil || r.version >= produceEndpointsSince {
+	if r.offloads != nil || r.denied || r.version >= produceEndpointsSince {
 		r.answer = (*conn).produceAnswer
 	}
 	if r.ready != nil {
@@ -137,31 +140,34 @@ func (c *conn) cross(r *request, view *wire.Produce) error {
 	return nil
 }
 
-// offload begins to store the batches of diskless topics. After an error none
-// has been begun.
-func (c *conn) offload(r *request, view *wire.Produce) error {
-	interested := c.present
-	if r.silent {
-		interested = c.ctx
-	}
-	var producer *tiers.Producer // nil for one that waits for no answer
-	var number uint64
+// destination is a partition of a Produce whose topic is in the diskless tier.
+type destination struct {
+	part  *wire.ProducePartition
+	topic string
+	class *tiers.Class
+	facts tiers.TopicFacts
+}
+
+// destinations are the partitions of a request that are for the diskless tier.
+func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce) []destination {
+	destined := c.destined[:0]
 	var last struct {
 		topic     string
 		placement tiers.Placement
 		facts     tiers.TopicFacts
 	}
-	for _, p := range view.Partitions {
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
 		if p.From == p.To {
 			continue
 		}
-		topic := c.producedTopic(&p, r.version)
+		topic := c.producedTopic(p, r.version)
 		if topic == "" {
 			continue
 		}
 		if topic != last.topic {
 			last.topic = topic
-			last.placement, last.facts = c.place(interested, topic)
+			last.placement, last.facts = c.place(ctx, topic)
 		}
 		if last.placement.Tier != tiers.Diskless {
 			if last.placement.Class.Tier == tiers.Diskless {
@@ -169,23 +175,47 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 			}
 			continue
 		}
-		if r.offloads == nil {
-			if err := c.awaitWelcome(); err != nil {
-				return err
-			}
-			if !r.silent {
-				r.offloading = true
-				producer, number = c.producer, c.producer.Begin()
-			}
+		destined = append(destined, destination{p, topic, last.placement.Class, last.facts})
+	}
+	c.destined = destined
+	return destined
+}
+
+// offload begins to store the batches of diskless topics. After an error none
+// has been begun.
+func (c *conn) offload(r *request, view *wire.Produce) error {
+	interested := c.present
+	if r.silent {
+		interested = c.ctx
+	}
+	destined := c.destinations(interested, r, view)
+	if len(destined) == 0 {
+		return nil
+	}
+	defer clear(destined)
+	if err := c.askPermits(destined); err != nil {
+		return err
+	}
+	var producer *tiers.Producer // nil for one that waits for no answer
+	var number uint64
+	for _, d := range destined {
+		if granted, _ := c.permits.of(d.topic); !granted {
+			c.p.opt.Payloads.Kept(d.class, d.topic, tiers.Denied, d.part.To-d.part.From)
+			r.denied = true
+			continue
+		}
+		if r.offloads == nil && !r.silent {
+			r.offloading = true
+			producer, number = c.producer, c.producer.Begin()
 		}
 		r.await(1)
-		o := &offloaded{ProducePartition: p, topic: topic}
+		o := &offloaded{ProducePartition: *d.part, topic: d.topic}
 		r.offloads = append(r.offloads, o)
 		o.Offload = c.p.opt.Payloads.Offload(interested, tiers.OffloadRequest{
-			Class:           last.placement.Class,
-			TopicPartition:  tiers.TopicPartition{Topic: topic, Partition: p.Partition},
-			Batch:           r.in.b[p.From:p.To],
-			MaxMessageBytes: last.facts.MaxMessageBytes,
+			Class:           d.class,
+			TopicPartition:  tiers.TopicPartition{Topic: d.topic, Partition: d.part.Partition},
+			Batch:           r.in.b[d.part.From:d.part.To],
+			MaxMessageBytes: d.facts.MaxMessageBytes,
 			Timeout:         time.Duration(view.TimeoutMillis) * time.Millisecond,
 			ProduceVersion:  r.version,
 			Producer:        producer,
@@ -215,7 +245,14 @@ func (c *conn) learnProduced(view *wire.Produce) error {
 	if len(unknown) == 0 {
 		return nil
 	}
-	return c.askTopics(unknown, true)
+	// What may be written to them is a question of the same round trip.
+	req := topicsByID(unknown)
+	req.IncludeTopicAuthorizedOperations = true
+	return c.askAndWait(req, func(resp kmsg.Response) {
+		m := resp.(*kmsg.MetadataResponse)
+		c.p.learn(m)
+		c.permits.learn(m)
+	})
 }
 
 // producedTopic is the name of a partition's topic, or "" when the broker does
@@ -226,6 +263,13 @@ func (c *conn) producedTopic(p *wire.ProducePartition, version int16) string {
 	}
 	name, _ := c.p.topics.Get(p.TopicID)
 	return name
+}
+
+func (c *conn) resultTopic(p wire.ProduceResultPartition, version int16) (string, bool) {
+	if version >= wire.ProduceTopicIDs {
+		return c.p.topics.Get(p.TopicID)
+	}
+	return string(p.Topic), true
 }
 
 // placePlaceholders puts what the diskless tier made of its batches in their
@@ -257,13 +301,15 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 	if err := wire.ParseProduceResult(result, in.b, body, r.version); err != nil {
 		return nil, err
 	}
+	stored := r.offloads != nil || r.denied
 	for _, p := range result.Partitions {
 		if p.LeaderAt > 0 {
-			topic, ok := string(p.Topic), true
-			if r.version >= wire.ProduceTopicIDs {
-				topic, ok = c.p.topics.Get(p.TopicID)
-			}
+			topic, ok := c.resultTopic(p, r.version)
 			c.mapLeader(in.b[p.LeaderAt:], topic, ok)
+		}
+		if stored && (p.Error != 0 || r.denied) {
+			topic, _ := c.resultTopic(p, r.version)
+			c.permits.judged(topic, p.Error)
 		}
 		for _, o := range r.offloads {
 			switch {

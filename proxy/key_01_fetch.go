@@ -265,7 +265,7 @@ func (c *conn) fetchesDiskless(view *wire.Fetch, version int16) (bool, error) {
 	if len(unknown) == 0 {
 		return diskless, nil
 	}
-	return diskless, c.askTopics(unknown, false)
+	return diskless, c.askTopics(unknown)
 }
 
 // refuseReplica answers a Fetch that pretends to be a follower's.

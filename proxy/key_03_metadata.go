@@ -22,6 +22,8 @@ import (
 //
 // The request passes unchanged.
 
+const metadataKey = 3
+
 func (c *conn) metadata(r *request) error {
 	r.answer = rewrite(kmsg.NewPtrMetadataResponse, func(resp *kmsg.MetadataResponse) error {
 		c.p.learn(resp)

@@ -36,6 +36,7 @@ func (c *conn) apiVersionsAnswer(r *request, in *frame) ([][]byte, error) {
 	if err := decodeAs(version, r, in, resp); err != nil {
 		return nil, err
 	}
+	c.learnVersions(resp)
 	kept := resp.ApiKeys[:0]
 	for _, k := range resp.ApiKeys {
 		api := c.p.apis.find(k.ApiKey)

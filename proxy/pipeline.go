@@ -32,6 +32,7 @@ type request struct {
 	owed          bool         // the connection counts it as such
 	offloads      []*offloaded // Produce
 	offloading    bool         // the connection's producer counts it
+	denied        bool         // Produce: some batch is not stored, for its client may not write it
 	passages      []passage    // Produce
 	room          [1]passage   // for passages, which are rarely more
 	crossing      crossing     // while it waits for earlier ones

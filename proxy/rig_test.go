@@ -190,15 +190,38 @@ func (r *rig) connect(to string) *peer {
 // broker is the broker's end of the connection that the proxy opens next.
 func (r *rig) broker() *peer { return <-r.brokers.dialed }
 
-// pair is a client that has made its first request, and its broker.
+// pair is a client that has made its first requests, and its broker, which is
+// of an age that is not asked what a client may do.
 func (r *rig) pair(to string) (client, broker *peer) {
 	r.t.Helper()
+	return r.pairOf(to, 7)
+}
+
+// pairOf is pair with a broker that speaks Metadata up to a version.
+func (r *rig) pairOf(to string, metadata int16) (client, broker *peer) {
+	r.t.Helper()
 	client = r.connect(to)
-	client.ask(100, heartbeat())
+	client.ask(99, kmsg.NewPtrApiVersionsRequest())
 	broker = r.broker()
+	broker.speaks(metadata)
+	client.expect(99)
+	client.ask(100, heartbeat())
 	broker.reply(heartbeat())
 	client.expect(100)
 	return client, broker
+}
+
+// speaks answers who asks for the versions.
+func (p *peer) speaks(metadata int16) {
+	p.t.Helper()
+	req := kmsg.NewPtrApiVersionsRequest()
+	correlation := p.received(req)
+	resp := kmsg.NewPtrApiVersionsResponse()
+	resp.SetVersion(req.Version)
+	key := kmsg.NewApiVersionsResponseApiKey()
+	key.ApiKey, key.MaxVersion = 3, metadata
+	resp.ApiKeys = append(resp.ApiKeys, key)
+	p.respond(correlation, resp)
 }
 
 func heartbeat() kmsg.Request {

@@ -70,6 +70,7 @@ const (
 	InlineCompacted   InlineReason = "compacted"   // the topic is compacted
 	InlineInternal    InlineReason = "internal"    // the topic is Kafka's own
 	InlineUnknown     InlineReason = "unknown"     // the topic's facts could not be read
+	InlineDenied      InlineReason = "denied"      // the broker does not let the client write
 )
 
 // Piece is one batch of a fetched log, as the client shall see it: either the

@@ -59,6 +59,7 @@ const (
 	ByClass   Reason = "class"             // the class's own tier
 	Compacted Reason = "compacted: inline" // cleanup.policy contains compact: placeholders would not survive
 	Internal  Reason = "internal: inline"  // __consumer_offsets and its like
+	Denied    Reason = "denied: inline"    // the broker does not let this client write; it gives the exact error
 	Unknown   Reason = "unknown: inline"   // the topic's configuration could not be read; fail towards Kafka
 )
 
