@@ -54,7 +54,7 @@ func checkCluster(ctx context.Context, r *report, cfg *config.Config) string {
 	}
 	adm := kadm.NewClient(cluster.Client())
 	checkVersions(ctx, r, adm)
-	checkMechanisms(ctx, r, cluster)
+	checkMechanisms(ctx, r, cfg, cluster)
 	checkACLs(ctx, r, adm)
 	checkQuotas(ctx, r, cluster)
 	checkTopics(ctx, r, cfg, cluster, adm)
@@ -115,13 +115,16 @@ var unrelayable = map[string]bool{"GSSAPI": true, "AWS_MSK_IAM": true}
 
 // checkMechanisms asks a broker which SASL mechanisms it takes, by naming one
 // that none has.
-func checkMechanisms(ctx context.Context, r *report, cluster *lowlatency.Cluster) {
+func checkMechanisms(ctx context.Context, r *report, cfg *config.Config, cluster *lowlatency.Cluster) {
 	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
 	defer cancel()
 	enabled, err := cluster.Mechanisms(ctx)
 	switch {
 	case err != nil:
 		r.line(warn, "kafka: SASL mechanisms", "they cannot be asked for: "+err.Error())
+		return
+	case len(enabled) == 0 && cfg.Kafka.TLS.Cert != "":
+		r.line(fail, "kafka: clients log in without SASL", "kafka.tls.cert would make every client that reaches sluice the principal of that certificate; use a listener with SASL_SSL, where clients log in as themselves, or one that wants no certificate")
 		return
 	case len(enabled) == 0:
 		r.line(good, "kafka: clients log in without SASL", "")

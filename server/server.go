@@ -42,6 +42,7 @@ type Server struct {
 	log     zerolog.Logger
 	metrics *prometheus.Registry
 	router  atomic.Pointer[router.Router]
+	certs   *Certificates
 	cluster *lowlatency.Cluster
 	tier    *diskless.Tier
 	proxy   *proxy.Proxy
@@ -85,6 +86,14 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 		return nil, err
 	}
 	clusterOptions.Dial = opt.Dial
+	s.certs = NewCertificates(opt.Logger, s.metrics)
+	if t := cfg.Kafka.TLS; t.Enabled && t.Cert != "" {
+		shown, err := s.certs.read("kafka.tls", t.Cert, t.Key)
+		if err != nil {
+			return nil, err
+		}
+		clusterOptions.TLS.Certificates, clusterOptions.TLS.GetClientCertificate = nil, shown.forBrokers
+	}
 	if s.cluster, err = lowlatency.New(clusterOptions); err != nil {
 		return nil, err
 	}
@@ -126,12 +135,13 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 
 	var clientTLS *tls.Config
 	if cfg.Listen.TLS.Enabled() {
-		cert, err := tls.LoadX509KeyPair(cfg.Listen.TLS.Cert, cfg.Listen.TLS.Key)
+		shown, err := s.certs.read("listen.tls", cfg.Listen.TLS.Cert, cfg.Listen.TLS.Key)
 		if err != nil {
-			return nil, fmt.Errorf("listen.tls: %w", err)
+			return nil, err
 		}
-		clientTLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		clientTLS = shown.forClients()
 	}
+	s.background(func() { s.certs.watch(background) })
 	s.proxy, err = proxy.New(proxy.Options{
 		Bootstrap: cfg.Listen.Bootstrap,
 		Layout:    layout(cfg.Listen),
@@ -233,6 +243,7 @@ func (s *Server) Health() admin.Health {
 	if phase == starting {
 		return h
 	}
+	h.Degraded = append(h.Degraded, s.certs.problems()...)
 	for _, store := range s.tier.Status() {
 		if !store.Healthy {
 			h.Degraded = append(h.Degraded, fmt.Sprintf("store %s: %s; its topics' batches go inline, within limits.inline_bytes_*", store.Name, store.Err))
