@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -112,9 +111,4 @@ func sign(t testing.TB, template *x509.Certificate, ca *CA) (*x509.Certificate, 
 		t.Fatal(err)
 	}
 	return cert, key
-}
-
-// indentPEM makes a PEM text one value of a Java properties file.
-func indentPEM(b []byte) string {
-	return string(bytes.ReplaceAll(bytes.TrimSpace(b), []byte("\n"), []byte(" \\\n ")))
 }

@@ -31,9 +31,13 @@ type KafkaOptions struct {
 	Nodes      []int32
 	Properties map[string]string // added to every broker's server.properties
 	// Users, by name with their passwords, make clients log in (SASL_PLAINTEXT;
-	// PLAIN or SCRAM-SHA-256) and turn ACLs on. Admin is one of them, and may
-	// do everything.
+	// PLAIN, SCRAM or an unsecured token of OAUTHBEARER) and turn ACLs on. Admin
+	// is one of them, and may do everything.
 	Users map[string]string
+	// TLS adds two listeners with certificates of this CA for 127.0.0.1, which
+	// want one of their clients too: TLSBootstrap's, where clients log in as
+	// well, and CertificateBootstrap's, where they do not.
+	TLS *CA
 }
 
 // Admin is the user that brokers themselves are.
@@ -55,6 +59,8 @@ type kafkaNode struct {
 	dir        string
 	addr       string // of its client listener
 	controller string
+	tls, mtls  string
+	cert, key  []byte // PEM
 	process    *Process
 }
 
@@ -96,12 +102,16 @@ func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
 		ID:  base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("sluice-%09d", os.Getpid()))),
 		dir: tempDir(t, "kafka"), opt: opt, cp: cp, nodes: make(map[int32]*kafkaNode),
 	}
-	first := Ports(t, 2*len(opt.Nodes))
+	const listeners = 4
+	first := Ports(t, listeners*len(opt.Nodes))
 	for i, id := range opt.Nodes {
+		port := func(n int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(first+listeners*i+n)) }
 		k.nodes[id] = &kafkaNode{
 			id: id, dir: filepath.Join(k.dir, strconv.Itoa(int(id))),
-			addr:       net.JoinHostPort("127.0.0.1", strconv.Itoa(first+2*i)),
-			controller: net.JoinHostPort("127.0.0.1", strconv.Itoa(first+2*i+1)),
+			addr: port(0), controller: port(1), tls: port(2), mtls: port(3),
+		}
+		if opt.TLS != nil {
+			k.nodes[id].cert, k.nodes[id].key = opt.TLS.Issue(t, "127.0.0.1")
 		}
 	}
 	t.Cleanup(k.Close) // before the folder goes
@@ -182,18 +192,43 @@ func (k *Kafka) format(n *kafkaNode) error {
 		jaas := fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required username=%q password=%q", Admin, k.opt.Users[Admin])
 		for name, password := range k.opt.Users {
 			jaas += fmt.Sprintf(" user_%s=%q", name, password)
-			format = append(format, "--add-scram", fmt.Sprintf("SCRAM-SHA-256=[name=%s,password=%s]", name, password))
+			for _, scram := range []string{"SCRAM-SHA-256", "SCRAM-SHA-512"} {
+				format = append(format, "--add-scram", fmt.Sprintf("%s=[name=%s,password=%s]", scram, name, password))
+			}
 		}
 		for key, v := range map[string]string{
-			"listener.security.protocol.map":                         "CONTROLLER:PLAINTEXT,PLAINTEXT:SASL_PLAINTEXT",
-			"sasl.enabled.mechanisms":                                "PLAIN,SCRAM-SHA-256",
-			"sasl.mechanism.inter.broker.protocol":                   "PLAIN",
-			"listener.name.plaintext.plain.sasl.jaas.config":         jaas + ";",
-			"listener.name.plaintext.scram-sha-256.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required;",
-			"authorizer.class.name":                                  "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-			"super.users":                                            "User:" + Admin + ";User:ANONYMOUS", // controllers speak without a login
+			"listener.security.protocol.map":       "CONTROLLER:PLAINTEXT,PLAINTEXT:SASL_PLAINTEXT",
+			"sasl.enabled.mechanisms":              "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+			"sasl.mechanism.inter.broker.protocol": "PLAIN",
+			"authorizer.class.name":                "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+			"super.users":                          "User:" + Admin + ";User:ANONYMOUS", // controllers speak without a login
 		} {
 			p[key] = v
+		}
+		for _, listener := range []string{"plaintext", "tls"} {
+			login := "listener.name." + listener + "."
+			p[login+"plain.sasl.jaas.config"] = jaas + ";"
+			p[login+"scram-sha-256.sasl.jaas.config"] = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+			p[login+"scram-sha-512.sasl.jaas.config"] = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+			p[login+"oauthbearer.sasl.jaas.config"] = fmt.Sprintf("org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=%q;", Admin)
+		}
+	}
+	if k.opt.TLS != nil {
+		tls := ",TLS:SSL,MTLS:SSL"
+		if len(k.opt.Users) > 0 {
+			tls = ",TLS:SASL_SSL,MTLS:SSL"
+		}
+		p["listener.security.protocol.map"] += tls
+		more := ",TLS://" + n.tls + ",MTLS://" + n.mtls
+		p["listeners"] += more
+		p["advertised.listeners"] += more
+		pem := func(b []byte) string { return strings.ReplaceAll(string(b), "\n", `\n`) }
+		for _, listener := range []string{"tls", "mtls"} {
+			ssl := "listener.name." + listener + ".ssl."
+			p[ssl+"keystore.type"], p[ssl+"truststore.type"] = "PEM", "PEM"
+			p[ssl+"keystore.certificate.chain"], p[ssl+"keystore.key"] = pem(n.cert), pem(n.key)
+			p[ssl+"truststore.certificates"] = pem(k.opt.TLS.PEM)
+			p[ssl+"client.auth"] = "required"
 		}
 	}
 	for key, v := range k.opt.Properties {
@@ -250,6 +285,27 @@ func (k *Kafka) Bootstrap() []string {
 	var out []string
 	for _, n := range k.nodes {
 		out = append(out, n.addr)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TLSBootstrap lists the addresses of all brokers for clients that speak TLS,
+// show a certificate and log in.
+func (k *Kafka) TLSBootstrap() []string {
+	var out []string
+	for _, n := range k.nodes {
+		out = append(out, n.tls)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// CertificateBootstrap is TLSBootstrap without a login.
+func (k *Kafka) CertificateBootstrap() []string {
+	var out []string
+	for _, n := range k.nodes {
+		out = append(out, n.mtls)
 	}
 	slices.Sort(out)
 	return out

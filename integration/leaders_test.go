@@ -21,15 +21,23 @@ import (
 )
 
 // oneBatch is a record batch with one record, worth an object.
-func oneBatch(value []byte) []byte {
-	r := kmsg.NewRecord()
-	r.Value = value
-	r.Length = int32(len(r.AppendTo(nil)) - 1) // without its own length, one byte while it is 0
+func oneBatch(value []byte) []byte { return batchOf(-1, -1, -1, false, value) }
+
+// batchOf is a record batch of a producer.
+func batchOf(producer int64, epoch int16, sequence int32, transactional bool, values ...[]byte) []byte {
 	b := kmsg.NewRecordBatch()
-	b.Magic, b.NumRecords, b.PartitionLeaderEpoch = 2, 1, -1
-	b.ProducerID, b.ProducerEpoch, b.FirstSequence = -1, -1, -1
-	b.FirstTimestamp, b.MaxTimestamp = baseTime, baseTime
-	b.Records = r.AppendTo(nil)
+	b.Magic, b.NumRecords, b.PartitionLeaderEpoch = 2, int32(len(values)), -1
+	b.ProducerID, b.ProducerEpoch, b.FirstSequence = producer, epoch, sequence
+	b.FirstTimestamp, b.MaxTimestamp, b.LastOffsetDelta = baseTime, baseTime, int32(len(values)-1)
+	if transactional {
+		b.Attributes = 1 << 4
+	}
+	for i, value := range values {
+		r := kmsg.NewRecord()
+		r.Value, r.OffsetDelta = value, int32(i)
+		r.Length = int32(len(r.AppendTo(nil)) - 1) // without its own length, one byte while it is 0
+		b.Records = r.AppendTo(b.Records)
+	}
 	raw := b.AppendTo(nil)
 	binary.BigEndian.PutUint32(raw[8:], uint32(len(raw)-12))
 	binary.BigEndian.PutUint32(raw[17:], crc32.Checksum(raw[21:], crc32.MakeTable(crc32.Castagnoli)))

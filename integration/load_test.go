@@ -254,7 +254,12 @@ func (f *follower) sawError(text string) bool {
 // ends it and judges it.
 func (f *follower) toEnd(brokers string, topics ...string) {
 	f.t.Helper()
-	ends := endOffsets(f.t, brokers, topics...)
+	f.reach(endOffsets(f.t, brokers, topics...))
+}
+
+// reach reads on to these ends, and judges what was read.
+func (f *follower) reach(ends map[history.Place]int64) {
+	f.t.Helper()
 	eventually(f.t, f.name+" reads to the end", func() (bool, string) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -301,6 +306,10 @@ func endOffsets(t testing.TB, brokers string, topics ...string) map[history.Plac
 	if err != nil {
 		t.Fatal(err)
 	}
+	return placed(listed)
+}
+
+func placed(listed kadm.ListedOffsets) map[history.Place]int64 {
 	ends := make(map[history.Place]int64)
 	listed.Each(func(o kadm.ListedOffset) { ends[history.Place{Topic: o.Topic, Partition: o.Partition}] = o.Offset })
 	return ends

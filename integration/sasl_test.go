@@ -1,18 +1,13 @@
 package integration
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
-	"os"
-	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -21,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/oauth"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
@@ -28,75 +24,95 @@ import (
 	"github.com/sluice-kafka/sluice/harness/history"
 )
 
-// selfSigned writes a certificate for 127.0.0.1 and its key.
-func selfSigned(t *testing.T) (certFile, keyFile string, roots *x509.CertPool) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, der []byte) string {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	parsed, err := x509.ParseCertificate(cert)
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots = x509.NewCertPool()
-	roots.AddCert(parsed)
-	return write("cert.pem", "CERTIFICATE", cert), write("key.pem", "PRIVATE KEY", private), roots
-}
-
 // Clients log in through sluice as themselves, and the broker's ACLs mean on a
 // diskless topic what they mean on any.
 func TestClientsAreThemselves(t *testing.T) {
-	users := map[string]string{harness.Admin: "admin-secret", "writer": "writer-secret", "reader": "reader-secret"}
-	k := harness.StartKafka(t, harness.KafkaOptions{Nodes: []int32{1}, Users: users})
-	s3 := harness.StartS3(t)
-	certFile, keyFile, roots := selfSigned(t)
-	login := fmt.Sprintf("  sasl: { mechanism: SCRAM-SHA-256, username: %q, password: %q }\n", harness.Admin, users[harness.Admin])
-	plaintext := startSluice(t, replica{Kafka: k.Bootstrap(), Store: s3Store(s3, "sasl"), InKafka: login})
-	encrypted := startSluice(t, replica{Kafka: k.Bootstrap(), Store: s3Store(s3, "sasl"), InKafka: login,
-		InListen: fmt.Sprintf("  tls: { cert: %q, key: %q }\n", certFile, keyFile)})
+	x := startSecured(t)
+	t.Run("every mechanism", x.everyMechanism)
+	t.Run("denials", x.denials)
+	t.Run("logging in again", x.reauthentication)
+	t.Run("TLS to brokers", x.brokersWithTLS)
+}
 
-	basic := func(user string) sasl.Mechanism { return plain.Auth{User: user, Pass: users[user]}.AsMechanism() }
-	digest := func(user string) sasl.Mechanism {
-		return scram.Auth{User: user, Pass: users[user]}.AsSha256Mechanism()
+// secured is a cluster with logins, ACLs and TLS, and replicas in front of it.
+type secured struct {
+	users     map[string]string
+	kafka     *harness.Kafka
+	ca        *harness.CA
+	s3        *harness.S3
+	login     string // of sluice itself, in YAML
+	plaintext *sluice
+	encrypted *sluice
+	adm       *kadm.Client // through plaintext
+}
+
+// reauthenticate is how long a login by SCRAM-SHA-512 lasts.
+const reauthenticate = 1500 * time.Millisecond
+
+func startSecured(t *testing.T) *secured {
+	t.Helper()
+	x := &secured{users: map[string]string{}, ca: harness.NewCA(t), s3: harness.StartS3(t)}
+	for _, user := range []string{harness.Admin, "writer", "reader", "describer", "transactor", "nobody"} {
+		x.users[user] = user + "-secret"
 	}
+	x.kafka = harness.StartKafka(t, harness.KafkaOptions{Nodes: []int32{1}, Users: x.users, TLS: x.ca, Properties: map[string]string{
+		"listener.name.plaintext.scram-sha-512.connections.max.reauth.ms": strconv.FormatInt(reauthenticate.Milliseconds(), 10),
+	}})
+	certFile, keyFile := x.ca.Files(t, t.TempDir(), "127.0.0.1")
+	x.login = fmt.Sprintf("  sasl: { mechanism: SCRAM-SHA-256, username: %q, password: %q }\n", harness.Admin, x.users[harness.Admin])
+	x.plaintext = startSluice(t, replica{Kafka: x.kafka.Bootstrap(), Store: s3Store(x.s3, "sasl"), InKafka: x.login})
+	x.encrypted = startSluice(t, replica{Kafka: x.kafka.Bootstrap(), Store: s3Store(x.s3, "sasl"), InKafka: x.login,
+		InListen: fmt.Sprintf("  tls: { cert: %q, key: %q }\n", certFile, keyFile)})
+	x.adm = kadm.NewClient(client(t, x.plaintext.Bootstrap, kgo.SASL(x.sha256(harness.Admin))))
+	return x
+}
+
+func (x *secured) basic(user string) sasl.Mechanism {
+	return plain.Auth{User: user, Pass: x.users[user]}.AsMechanism()
+}
+
+func (x *secured) sha256(user string) sasl.Mechanism {
+	return scram.Auth{User: user, Pass: x.users[user]}.AsSha256Mechanism()
+}
+
+func (x *secured) sha512(user string) sasl.Mechanism {
+	return scram.Auth{User: user, Pass: x.users[user]}.AsSha512Mechanism()
+}
+
+// token is a login by a token that nobody has signed, as brokers take it in tests.
+func (*secured) token(user string) sasl.Mechanism {
+	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
+	now := time.Now().Unix()
+	return oauth.Auth{Token: part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"sub":%q,"iat":%d,"exp":%d}`, user, now, now+3600)) + "."}.AsMechanism()
+}
+
+// allow gives a user rights, and waits until the broker knows them.
+func (x *secured) allow(t *testing.T, user string, b *kadm.ACLBuilder) {
+	t.Helper()
+	made, err := x.adm.CreateACLs(t.Context(), b.Allow("User:"+user).AllowHosts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range made {
+		if m.Err != nil {
+			t.Fatal(m.Err)
+		}
+	}
+}
+
+func (x *secured) everyMechanism(t *testing.T) {
+	plaintext, encrypted, adm := x.plaintext, x.encrypted, x.adm
 	topics := []string{"sasl-control", "sasl-telemetry"}
-	adm := kadm.NewClient(client(t, plaintext.Bootstrap, kgo.SASL(digest(harness.Admin))))
 	if _, err := adm.CreateTopics(t.Context(), 2, 1, nil, topics...); err != nil {
 		t.Fatal(err)
 	}
 	for user, op := range map[string]kadm.ACLOperation{"writer": kadm.OpWrite, "reader": kadm.OpRead} {
-		made, err := adm.CreateACLs(t.Context(), kadm.NewACLs().Topics(topics...).ResourcePatternType(kadm.ACLPatternLiteral).
-			Allow("User:"+user).AllowHosts().Operations(op))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, m := range made {
-			if m.Err != nil {
-				t.Fatal(m.Err)
-			}
-		}
+		x.allow(t, user, kadm.NewACLs().Topics(topics...).ResourcePatternType(kadm.ACLPatternLiteral).Operations(op))
 	}
 
 	// ACLs take effect a moment after they are acknowledged.
 	for _, user := range []string{"writer", "reader"} {
-		as := kadm.NewClient(client(t, plaintext.Bootstrap, kgo.SASL(digest(user))))
+		as := kadm.NewClient(client(t, plaintext.Bootstrap, kgo.SASL(x.sha256(user))))
 		eventually(t, user+" may see both topics", func() (bool, string) {
 			listed, err := as.ListTopics(t.Context(), topics...)
 			if err == nil {
@@ -112,9 +128,11 @@ func TestClientsAreThemselves(t *testing.T) {
 		login func(string) sasl.Mechanism
 		opts  []kgo.Opt
 	}{
-		{"PLAIN", plaintext, basic, nil},
-		{"SCRAM", plaintext, digest, nil},
-		{"SCRAM over TLS", encrypted, digest, []kgo.Opt{kgo.DialTLSConfig(&tls.Config{RootCAs: roots})}},
+		{"PLAIN", plaintext, x.basic, nil},
+		{"SCRAM-SHA-256", plaintext, x.sha256, nil},
+		{"SCRAM-SHA-512", plaintext, x.sha512, nil},
+		{"OAUTHBEARER", plaintext, x.token, nil},
+		{"SCRAM-SHA-256 over TLS", encrypted, x.sha256, []kgo.Opt{kgo.DialTLSConfig(&tls.Config{RootCAs: x.ca.Pool()})}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			as := func(user string, more ...kgo.Opt) *kgo.Client {
