@@ -35,6 +35,12 @@ func TestAcknowledgedOnceInOrderThroughKills(t *testing.T) {
 	l.awaitMore(200, topics...)
 	k.Thaw(t, 2)
 	l.awaitMore(200, topics...)
+	// What was under way was sent again, and was stored already.
+	reused := scrape(t, s.Admin, "sluice_diskless_reused_bytes_total")
+	t.Logf("%.0f bytes were sent again and not uploaded again", reused)
+	if reused == 0 {
+		t.Error("no batch that was sent again was known to be stored")
+	}
 
 	for range 2 {
 		s.Kill()
