@@ -332,6 +332,36 @@ func (t *Tier) get(w *writer, k chunkKey) ([]byte, error) {
 	return b, nil
 }
 
+// Readable reports whether a class's store answers readers, as far as is known.
+// While it does not, whoever asks has it tried now and then: there may be no
+// reader left to do so.
+func (t *Tier) Readable(class *tiers.Class) bool {
+	w := t.writer(class.Store)
+	if w == nil {
+		return true // nothing was ever stored there
+	}
+	store := w.handle().Store
+	if store == nil {
+		return false
+	}
+	probe, err := w.reads.allow(time.Now())
+	if probe {
+		go t.tryRead(w, store) // it ends with the tier, or with GetTimeout
+	}
+	return err == nil
+}
+
+// tryRead finds out whether a store answers: which object is asked for does not
+// matter, nor whether it is there.
+func (t *Tier) tryRead(w *writer, store objstore.Store) {
+	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
+	defer cancel()
+	_, err := store.Get(ctx, keyring.MarkerKey, 0, 1)
+	if turned, readable := w.reads.note(err, t.limits.ProbeInterval); turned {
+		t.readable(w, readable, err)
+	}
+}
+
 // readable notes that a store's being readable has turned.
 func (t *Tier) readable(w *writer, readable bool, err error) {
 	if readable {

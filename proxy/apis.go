@@ -41,7 +41,7 @@ func (a *API) login() bool { return a.Key != 17 && a.Key != 18 && a.Key != 36 }
 // the heartbeats that wait behind those.
 func (a *API) poll() bool {
 	switch a.Key {
-	case 1, 11, 12, 14, 68:
+	case 1, 11, 12, 14, 68, 76, 88:
 		return true
 	}
 	return false
@@ -132,10 +132,11 @@ func apis() []*API {
 		{Key: 73, Treatment: Hide, Why: "between brokers"},
 		{Key: 74, Max: 1},
 		{Key: 75, Max: 0},
-		{Key: 76, Treatment: Hide, Why: "share groups are not carried yet"},
-		{Key: 77, Treatment: Hide, Why: "share groups are not carried yet"},
-		{Key: 78, Treatment: Hide, Why: "share groups are not carried yet"},
-		{Key: 79, Treatment: Hide, Why: "share groups are not carried yet"},
+		{Key: 76, Max: 1},
+		{Key: 77, Max: 1},
+		// v0 was an early form that no broker has any more.
+		{Key: 78, Min: 1, Max: 2, Treatment: Map, handle: (*conn).shareFetch},
+		{Key: 79, Min: 1, Max: 2, Treatment: Map, handle: (*conn).shareAcknowledge},
 		{Key: 80, Max: 1},
 		{Key: 81, Max: 0},
 		{Key: 82, Treatment: Hide, Why: "between controllers"},
@@ -146,9 +147,9 @@ func apis() []*API {
 		{Key: 87, Treatment: Hide, Why: "between brokers"},
 		{Key: 88, Max: 1},
 		{Key: 89, Max: 1},
-		{Key: 90, Treatment: Hide, Why: "share groups are not carried yet"},
-		{Key: 91, Treatment: Hide, Why: "share groups are not carried yet"},
-		{Key: 92, Treatment: Hide, Why: "share groups are not carried yet"},
+		{Key: 90, Max: 1},
+		{Key: 91, Max: 0},
+		{Key: 92, Max: 0},
 		{Key: 93, Max: 0},
 		{Key: 94, Max: 0},
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // Relay is measured as round trips over real loopback connections, with a
@@ -30,6 +31,7 @@ type realPayloads struct {
 }
 
 func (p *realPayloads) Reserved(records []byte) bool  { return p.tier.Reserved(records) }
+func (p *realPayloads) Readable(*tiers.Class) bool    { return true }
 func (p *realPayloads) Candidate(records []byte) bool { return p.tier.Candidate(records) }
 
 // recordBatch is a batch of records of 1,000 bytes, about size bytes in all.

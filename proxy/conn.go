@@ -70,6 +70,7 @@ type conn struct {
 	expected   []*request // forwarded, not yet answered, in order
 
 	fetchState fetchState
+	shares     shareSessions
 }
 
 func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bool) *conn {

@@ -128,7 +128,7 @@ func TestApiVersions(t *testing.T) {
 		resp := kmsg.NewPtrApiVersionsResponse()
 		resp.ApiKeys = append(resp.ApiKeys,
 			apiVersion(0, 0, 13), apiVersion(1, 0, 18), apiVersion(2, 1, 3), apiVersion(4, 0, 7),
-			apiVersion(17, 0, 1), apiVersion(18, 0, 5), apiVersion(76, 0, 1), apiVersion(3, 14, 20), apiVersion(9999, 0, 1))
+			apiVersion(17, 0, 1), apiVersion(18, 0, 5), apiVersion(76, 0, 1), apiVersion(78, 0, 3), apiVersion(3, 14, 20), apiVersion(9999, 0, 1))
 		req := kmsg.NewPtrApiVersionsRequest()
 		req.SetVersion(v)
 		got := kmsg.NewPtrApiVersionsResponse()
@@ -138,8 +138,9 @@ func TestApiVersions(t *testing.T) {
 			lines = append(lines, fmt.Sprintf("%d:%d-%d", k.ApiKey, k.MinVersion, k.MaxVersion))
 		}
 		// Produce keeps the broker's minimum (librdkafka needs it), Fetch loses
-		// what brokers would convert, SaslHandshake what has no framing.
-		want := "0:0-13 1:4-18 2:1-3 17:1-1 18:0-4"
+		// what brokers would convert, SaslHandshake what has no framing,
+		// ShareFetch its early form.
+		want := "0:0-13 1:4-18 2:1-3 17:1-1 18:0-4 76:0-1 78:1-2"
 		if got := strings.Join(lines, " "); got != want {
 			t.Errorf("offered %s, want %s", got, want)
 		}

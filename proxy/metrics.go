@@ -32,6 +32,7 @@ type metrics struct {
 	unmapped       prometheus.Counter
 	storageErrors  prometheus.Counter
 	late           prometheus.Counter
+	withheld       prometheus.Gauge
 	hydratedBytes  prometheus.Counter
 	compactedAfter prometheus.Counter
 }
@@ -63,7 +64,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		suppressed:     counter("sluice_proxy_log_suppressed_total", "Warnings not logged because there were too many."),
 		reserved:       counter("sluice_proxy_reserved_header_refused_total", "Produce requests refused because a record carried the header reserved for placeholders."),
 		unmapped:       counter("sluice_proxy_unmapped_brokers_total", "Brokers left out of an answer because their id is outside listen.node_ids."),
-		storageErrors:  counter("sluice_proxy_fetch_storage_errors_total", "Partitions of Fetch answers whose placeholders could not be resolved."),
+		storageErrors:  counter("sluice_proxy_fetch_storage_errors_total", "Partitions of Fetch and ShareFetch answers whose placeholders could not be resolved."),
+		withheld:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_proxy_share_withheld_partitions", Help: "Partitions from which share groups acquire nothing, because something there could not be read."}),
 		late:           counter("sluice_proxy_fetch_late_partitions_total", "Partitions left out of Fetch answers that had something to give, because their objects were not read in time."),
 		hydratedBytes:  counter("sluice_proxy_fetch_hydrated_bytes_total", "Bytes of partitions that were hydrated in Fetch answers."),
 		compactedAfter: counter("sluice_proxy_compaction_refused_total", "Requests refused because they would have made a diskless topic compacted."),
@@ -79,7 +81,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			m.seconds[a.Key] = seconds.WithLabelValues(a.Name)
 		}
 	}
-	reg.MustRegister(m.connections, m.refused, m.frameBytes, m.frameWaits, m.frameWaiting, byKey, seconds)
+	reg.MustRegister(m.connections, m.refused, m.withheld, m.frameBytes, m.frameWaits, m.frameWaiting, byKey, seconds)
 	return m
 }
 

@@ -53,4 +53,7 @@ type Payloads interface {
 	// holds what precedes it. readahead is how many objects may be read before
 	// their batches are loaded.
 	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) (pieces []tiers.Piece, err error)
+	// Readable reports whether a class's store answers readers, as far as is
+	// known. Asking has it tried now and then while it does not.
+	Readable(class *tiers.Class) bool
 }

@@ -141,6 +141,7 @@ type Proxy struct {
 	hydrated  *pot
 	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
 	crossings *crossings
+	withheld  *withheld
 	warnings  *rate.Limiter
 
 	ctx      context.Context // ends every connection
@@ -183,6 +184,7 @@ func New(opt Options) (*Proxy, error) {
 		conns:     make(map[*conn]struct{}),
 		perIP:     make(map[string]int),
 	}
+	p.withheld = newWithheld(p.metrics.withheld)
 	budgetOf := func(direction string) (prometheus.Gauge, *prometheus.CounterVec, prometheus.Gauge) {
 		return p.metrics.frameBytes.WithLabelValues(direction), p.metrics.frameWaits.MustCurryWith(prometheus.Labels{"direction": direction}), p.metrics.frameWaiting.WithLabelValues(direction)
 	}

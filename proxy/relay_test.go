@@ -51,7 +51,8 @@ func (inline) Result() tiers.Offloaded { return tiers.Offloaded{Inline: tiers.In
 func (inline) Offered(*tiers.Producer) {}
 func (inline) Kept(*tiers.Class, string, tiers.Reason, int) {
 }
-func (inline) Candidate([]byte) bool { return false }
+func (inline) Readable(*tiers.Class) bool { return true }
+func (inline) Candidate([]byte) bool      { return false }
 func (inline) Resolve(context.Context, tiers.TopicPartition, []byte, int) ([]tiers.Piece, error) {
 	return nil, nil
 }

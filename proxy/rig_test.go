@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -418,6 +419,8 @@ type scriptedPayloads struct {
 	loading func()
 	gets    singleflight.Group
 
+	unreadable atomic.Bool // every store
+
 	mu       sync.Mutex
 	offloads []*scriptedOffload
 	offered  int
@@ -482,6 +485,9 @@ func (s *scriptedPayloads) offloaded() []*scriptedOffload {
 	defer s.mu.Unlock()
 	return s.offloads
 }
+
+// Readable is true unless a test says otherwise.
+func (s *scriptedPayloads) Readable(*tiers.Class) bool { return !s.unreadable.Load() }
 
 func (s *scriptedPayloads) Candidate(records []byte) bool { return bytes.ContainsAny(records, "PXBS") }
 

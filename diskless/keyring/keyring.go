@@ -25,7 +25,7 @@ import (
 
 // Where things are in a prefix.
 const (
-	markerKey  = "sluice/cluster.json"
+	MarkerKey  = "sluice/cluster.json"
 	keysPrefix = "sluice/keys/"
 )
 
@@ -143,26 +143,26 @@ func (r *Ring) claim(ctx context.Context, clusterID string) error {
 	if err != nil {
 		return err
 	}
-	if err := r.store.PutIfAbsent(ctx, markerKey, body); err == nil || !errors.Is(err, objstore.ErrExists) {
+	if err := r.store.PutIfAbsent(ctx, MarkerKey, body); err == nil || !errors.Is(err, objstore.ErrExists) {
 		return err
 	}
 	return checkMarker(ctx, r.store, clusterID)
 }
 
 func checkMarker(ctx context.Context, store objstore.Store, clusterID string) error {
-	body, err := store.Get(ctx, markerKey, 0, -1)
+	body, err := store.Get(ctx, MarkerKey, 0, -1)
 	if err != nil {
 		return err
 	}
 	var m marker
 	if err := json.Unmarshal(body, &m); err != nil || m.ClusterID == "" {
-		return fmt.Errorf("%s: %w", markerKey, ErrGarbled)
+		return fmt.Errorf("%s: %w", MarkerKey, ErrGarbled)
 	}
 	if m.Version != formatVersion {
-		return fmt.Errorf("%s: format version %d; this sluice knows %d: use the one that wrote it", markerKey, m.Version, formatVersion)
+		return fmt.Errorf("%s: format version %d; this sluice knows %d: use the one that wrote it", MarkerKey, m.Version, formatVersion)
 	}
 	if m.ClusterID != clusterID {
-		return fmt.Errorf("%s names cluster %s, this one is %s: %w", markerKey, m.ClusterID, clusterID, ErrForeign)
+		return fmt.Errorf("%s names cluster %s, this one is %s: %w", MarkerKey, m.ClusterID, clusterID, ErrForeign)
 	}
 	return nil
 }

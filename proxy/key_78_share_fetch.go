@@ -1,0 +1,344 @@
+package proxy
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+// ShareFetch (78), v1–v2 (KIP-932): rewritten.
+//
+//   - On a diskless listener the member id is another one, derived from the
+//     client's: brokers keep one share session for a group's member, and the
+//     member's connections to a broker and to its diskless twin would evict each
+//     other's. What was acquired under the one is acknowledged under the one,
+//     for a client acknowledges where it has fetched.
+//   - Brokers count deliveries, and archive a record that was acquired too often:
+//     for the group it is gone. So nothing is acquired that cannot be read: while
+//     a store gives no answer, partitions of its classes are kept out of the
+//     broker's session, and so is any partition of which something could not be
+//     read, until that can be (shares.go). The client sees no records there.
+//   - All that was acquired is hydrated, whatever its size: a client acknowledges
+//     what is missing as gaps. So it is bounded before: max.records becomes what
+//     the connection's memory holds of records as large as the last ones.
+//   - What cannot be read is tried again while the records are locked for this
+//     client, and then left out together with its acquired range; the partition is
+//     KAFKA_STORAGE_ERROR if that leaves nothing. The locks time out, and Kafka
+//     delivers again. A placeholder is never passed on.
+//   - CurrentLeader and NodeEndpoints are mapped.
+
+const (
+	errNotLeaderOrFollower  = 6
+	errFencedLeaderEpoch    = 74
+	errShareSessionNotFound = 122
+
+	// firstShareRecord is how large records are taken to be before any was seen.
+	firstShareRecord = 64 << 10
+	// maxSharePause bounds how long an answer waits when there is nothing that
+	// could be acquired, whatever max.wait says: about as long as clients' default.
+	maxSharePause = 2 * time.Second
+	// defaultShareLock is the broker's group.share.record.lock.duration.ms, for
+	// answers that do not say.
+	defaultShareLock = 30 * time.Second
+)
+
+func (c *conn) shareFetch(r *request) error {
+	req := kmsg.NewPtrShareFetchRequest()
+	if err := decodeRequest(r, req); err != nil {
+		return err
+	}
+	c.shareAs(&req.MemberID)
+	session := c.shares.session(req.GroupID, req.MemberID, req.ShareSessionEpoch)
+	if session == nil {
+		// Which partitions it has is not known here; a new session says.
+		resp := kmsg.NewPtrShareFetchResponse()
+		resp.ErrorCode = errShareSessionNotFound
+		r.local = encodeResponse(r, resp)
+		return nil
+	}
+	if err := c.learnShared(req); err != nil {
+		return err
+	}
+	idle := session.arrange(req, c.unreadable)
+	if c.diskless || session.sawPlaceholders() {
+		req.MinBytes = min(req.MinBytes, 1)
+		room := min(int64(req.MaxBytes), int64(c.p.limits.FetchBytes), c.p.hydrated.max/2)
+		req.MaxRecords = session.affordable(room, req.MaxRecords)
+	}
+	pause := time.Duration(0)
+	if idle {
+		pause = min(time.Duration(req.MaxWaitMillis)*time.Millisecond, maxSharePause)
+	}
+	replaceBody(r, req)
+	r.answer = func(c *conn, r *request, in *frame) ([][]byte, error) {
+		return c.shareFetchAnswer(r, in, session, pause)
+	}
+	return nil
+}
+
+// learnShared asks for the names of topics that the request is the first to
+// name. The answer precedes the records.
+func (c *conn) learnShared(req *kmsg.ShareFetchRequest) error {
+	var unknown [][16]byte
+	for _, t := range req.Topics {
+		if !c.p.topics.Contains(t.TopicID) {
+			unknown = append(unknown, t.TopicID)
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	return c.askTopics(unknown)
+}
+
+// unreadable reports whether a partition must not be acquired now.
+func (c *conn) unreadable(p sharePartition) bool {
+	if c.p.withheld.has(p) {
+		return true
+	}
+	topic, ok := c.p.topics.Get(p.topic)
+	if !ok {
+		return false
+	}
+	class := c.p.opt.Router().Place(topic, tiers.TopicFacts{Known: true}).Class
+	return class.Tier == tiers.Diskless && !c.p.opt.Payloads.Readable(class)
+}
+
+// shared is one partition of an answer that holds placeholders.
+type shared struct {
+	part    *kmsg.ShareFetchResponseTopicPartition
+	key     sharePartition
+	topic   string
+	records []byte // as the broker gave them
+	pieces  []tiers.Piece
+	size    int // of what the pieces yield
+	given   int // pieces of which loaded has the bytes
+	loaded  [][]byte
+}
+
+func (c *conn) shareFetchAnswer(r *request, in *frame, session *shareSession, pause time.Duration) ([][]byte, error) {
+	resp := kmsg.NewPtrShareFetchResponse()
+	if err := decodeResponse(r, in, resp); err != nil {
+		return nil, err
+	}
+	if resp.ErrorCode != 0 {
+		session.refuse()
+	}
+	var work []*shared
+	changed, records := c.mapShareEndpoints(&resp.NodeEndpoints), false
+	for i := range resp.Topics {
+		t := &resp.Topics[i]
+		topic, known := c.p.topics.Get(t.TopicID)
+		for j := range t.Partitions {
+			p := &t.Partitions[j]
+			if leaderHint(p.ErrorCode) || leaderHint(p.AcknowledgeErrorCode) {
+				changed = c.mapShareLeader(&p.CurrentLeader.LeaderID, topic, known) || changed
+			}
+			records = records || len(p.Records) > 0
+			if len(p.Records) > 0 && c.p.opt.Payloads.Candidate(p.Records) {
+				work = append(work, &shared{part: p, key: sharePartition{t.TopicID, p.Partition}, topic: topic, records: p.Records})
+			}
+		}
+	}
+	if len(work) > 0 {
+		lock := time.Duration(resp.AcquisitionLockTimeoutMillis) * time.Millisecond
+		if lock <= 0 {
+			lock = defaultShareLock
+		}
+		c.hydrateShared(r, session, work, lock-lock/4)
+		changed = true
+	}
+	if !records && pause > 0 && resp.ErrorCode == 0 {
+		// Nothing was asked of the broker, so it did not wait.
+		select {
+		case <-time.After(pause):
+		case <-c.present.Done():
+		}
+	}
+	if !changed {
+		return nil, nil
+	}
+	return [][]byte{encodeResponse(r, resp)}, nil
+}
+
+// hydrateShared replaces placeholders, and leaves out what cannot be read
+// within the time that the client has for its records.
+func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, within time.Duration) {
+	ctx, cancel := context.WithTimeout(c.present, within)
+	defer cancel()
+	total, count := 0, 0
+	for _, s := range work {
+		c.resolveShared(ctx, s)
+		for _, p := range s.pieces {
+			s.size += p.Size()
+			count += p.Records()
+		}
+		total += s.size
+	}
+	session.learn(total, count)
+	// Twice: once here, and once encoded.
+	room := r.awaitRoom(ctx, c, 2*total)
+	var loads errgroup.Group
+	loads.SetLimit(c.p.limits.HydrateConcurrency)
+	for _, s := range work {
+		if room != nil {
+			break // memory is short; the locks time out
+		}
+		loads.Go(func() error {
+			c.loadShared(ctx, s)
+			return nil
+		})
+	}
+	_ = loads.Wait()
+	for _, s := range work {
+		c.p.metrics.hydratedBytes.Add(float64(s.settle()))
+	}
+}
+
+// between tries of what cannot be read, while the client's locks last.
+const shareRetry = 500 * time.Millisecond
+
+// resolveShared finds out what a partition holds.
+func (c *conn) resolveShared(ctx context.Context, s *shared) {
+	if s.topic == "" {
+		return
+	}
+	tp := tiers.TopicPartition{Topic: s.topic, Partition: s.key.partition}
+	for {
+		pieces, err := c.p.opt.Payloads.Resolve(ctx, tp, s.records, readahead(c.p.opt.Router(), s.topic))
+		if s.pieces = pieces; err == nil {
+			return
+		}
+		if !sleep(ctx, shareRetry) {
+			c.withholdShared(s, len(pieces))
+			return
+		}
+	}
+}
+
+func (c *conn) loadShared(ctx context.Context, s *shared) {
+	for i, piece := range s.pieces {
+		for {
+			b, err := piece.Load(ctx)
+			if err == nil {
+				s.given, s.loaded = i+1, append(s.loaded, b...)
+				break
+			}
+			if !sleep(ctx, shareRetry) {
+				c.withholdShared(s, i)
+				return
+			}
+		}
+	}
+}
+
+// withholdShared keeps a partition from being acquired until its n-th batch can
+// be read.
+func (c *conn) withholdShared(s *shared, n int) {
+	rest := s.records
+	for range n {
+		_, rest, _ = wire.NextBatch(rest)
+	}
+	batch, _, ok := wire.NextBatch(rest)
+	if !ok {
+		return
+	}
+	batch = append(wire.Batch(nil), batch...) // the frame is given back
+	tp := tiers.TopicPartition{Topic: s.topic, Partition: s.key.partition}
+	class := c.p.opt.Router().Place(s.topic, tiers.TopicFacts{Known: true}).Class
+	c.p.withheld.add(c.p.ctx, s.key, func(ctx context.Context) (readable, storeIsWell bool) {
+		pieces, err := c.p.opt.Payloads.Resolve(ctx, tp, batch, 0)
+		if err == nil && len(pieces) > 0 {
+			err = pieces[0].Await(ctx)
+		}
+		return err == nil, class.Tier != tiers.Diskless || c.p.opt.Payloads.Readable(class)
+	})
+	c.p.metrics.storageErrors.Inc()
+	c.p.warn(c.log).Str("topic", s.topic).Int32("partition", s.key.partition).Int64("offset", wire.Batch(batch).BaseOffset()).
+		Msg("records of a share group were acquired and cannot be read; the partition is not asked for until they can be, and Kafka delivers them again")
+}
+
+// settle puts into the answer what was read, and of what was acquired only that:
+// a client acknowledges as gaps whatever it was told to have and has not.
+func (s *shared) settle() (size int) {
+	for _, b := range s.loaded {
+		size += len(b)
+	}
+	s.part.Records = make([]byte, 0, size)
+	for _, b := range s.loaded {
+		s.part.Records = append(s.part.Records, b...)
+	}
+	end := int64(math.MinInt64)
+	rest := s.records
+	for range s.given {
+		batch, after, ok := wire.NextBatch(rest)
+		if !ok {
+			break
+		}
+		end, rest = batch.BaseOffset()+int64(batch.LastOffsetDelta())+1, after
+	}
+	kept := s.part.AcquiredRecords[:0]
+	for _, a := range s.part.AcquiredRecords {
+		if a.FirstOffset < end {
+			a.LastOffset = min(a.LastOffset, end-1)
+			kept = append(kept, a)
+		}
+	}
+	if s.part.AcquiredRecords = kept; len(kept) == 0 {
+		s.part.Records = nil
+		s.part.ErrorCode = errKafkaStorageError
+	}
+	return size
+}
+
+// sleep reports whether ctx lasted that long.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func leaderHint(code int16) bool {
+	return code == errNotLeaderOrFollower || code == errFencedLeaderEpoch
+}
+
+// mapShareLeader is mapLeader for a decoded answer; it reports a change.
+func (c *conn) mapShareLeader(leader *int32, topic string, known bool) bool {
+	if *leader < 0 || !c.p.opt.Router().HasDiskless() {
+		return false
+	}
+	switch {
+	case !known:
+		*leader = -1
+	case c.shown(c.present, topic) == tiers.Diskless:
+		*leader = disklessID(*leader)
+	default:
+		return false
+	}
+	return true
+}
+
+// mapShareEndpoints names brokers at this proxy's ports; it reports a change.
+func (c *conn) mapShareEndpoints(endpoints *[]kmsg.ShareFetchResponseNodeEndpoint) bool {
+	if len(*endpoints) == 0 {
+		return false
+	}
+	var mapped []kmsg.ShareFetchResponseNodeEndpoint
+	for _, b := range *endpoints {
+		c.p.eachAddress(b.NodeID, c.p.opt.Router().HasDiskless(), func(id, port int32) {
+			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
+			mapped = append(mapped, b)
+		})
+	}
+	*endpoints = mapped
+	return true
+}
