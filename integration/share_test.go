@@ -35,8 +35,11 @@ func configureShareGroup(t testing.TB, bootstrap, group string, configs ...strin
 	}
 }
 
+// which tells a record from all others of a test.
+func which(r *kgo.Record) string { return r.Topic + " " + text(r, false) }
+
 // sharers are members of a share group. Each delivery is judged by verdict, and
-// what was accepted is counted by its text.
+// what was accepted is counted for each record.
 type sharers struct {
 	mu         sync.Mutex
 	accepted   map[string]int
@@ -65,7 +68,7 @@ func share(t testing.TB, bootstrap, group string, members int, topics []string, 
 					}
 				})
 				for _, r := range fetches.Records() {
-					at := text(r, false)
+					at := which(r)
 					s.deliveries[at] = max(s.deliveries[at], int(r.DeliveryCount()))
 					v := verdict(r)
 					r.Ack(v)
@@ -123,7 +126,7 @@ func TestShareGroups(t *testing.T) {
 			}
 		}, func(s *sharers) bool { return len(s.accepted)+len(s.rejected) >= total })
 		for n, r := range all {
-			at := text(r, false)
+			at := which(r)
 			wantAccepted, wantRejected := 1, 0
 			if n%10 == 1 {
 				wantAccepted, wantRejected = 0, 1
@@ -205,7 +208,7 @@ func TestLongShareGroupLosesNothingInAnOutage(t *testing.T) {
 		t.Errorf("%d records that cannot be read were delivered", n)
 	}
 	for n, r := range all {
-		if got.accepted[text(r, false)] == 0 {
+		if got.accepted[which(r)] == 0 {
 			t.Errorf("record %d of %s was never accepted", n, r.Topic)
 		}
 	}
