@@ -56,7 +56,7 @@ func checkCluster(ctx context.Context, r *report, cfg *config.Config) string {
 	checkVersions(ctx, r, adm)
 	checkMechanisms(ctx, r, cfg, cluster)
 	checkACLs(ctx, r, adm)
-	checkQuotas(ctx, r, cluster)
+	checkQuotas(ctx, r, cfg, cluster)
 	checkTopics(ctx, r, cfg, cluster, adm)
 	return cluster.ClusterID()
 }
@@ -183,25 +183,41 @@ func some(list []string) string {
 	return strings.Join(list, "; ")
 }
 
-func checkQuotas(ctx context.Context, r *report, cluster *lowlatency.Cluster) {
-	ctx, cancel := context.WithTimeout(ctx, liveTimeout)
-	defer cancel()
-	const what = "kafka: quotas by client address"
-	req := kmsg.NewPtrDescribeClientQuotasRequest()
-	component := kmsg.NewDescribeClientQuotasRequestComponent()
-	component.EntityType, component.MatchType = "ip", kmsg.QuotasMatchTypeAny
-	req.Components = append(req.Components, component)
-	resp, err := req.RequestWith(ctx, cluster.Client())
-	if err == nil {
-		err = kerr.ErrorForCode(resp.ErrorCode)
+func checkQuotas(ctx context.Context, r *report, cfg *config.Config, cluster *lowlatency.Cluster) {
+	const byIP, byRate = "kafka: quotas by client address", "kafka: byte rates"
+	entries, err := cluster.ClientQuotas(ctx)
+	if err != nil {
+		r.line(warn, byIP, "they cannot be read: "+err.Error())
+		if cfg.Quotas.Enabled {
+			r.line(warn, byRate, "they cannot be read, so they would count placeholders on diskless topics: the principal in kafka.sasl needs DescribeConfigs on the cluster")
+		}
+		return
+	}
+	ips, rates := 0, 0
+	for _, e := range entries {
+		for _, part := range e.Entity {
+			if part.Type == "ip" {
+				ips++
+			}
+		}
+		for _, v := range e.Values {
+			if strings.HasSuffix(v.Key, "_byte_rate") {
+				rates++
+			}
+		}
+	}
+	if ips > 0 {
+		r.line(warn, byIP, fmt.Sprintf("%d; brokers see sluice's address, so they bound whole replicas", ips))
+	} else {
+		r.line(good, byIP+": none", "")
 	}
 	switch {
-	case err != nil:
-		r.line(warn, what, "they cannot be read: "+err.Error())
-	case len(resp.Entries) > 0:
-		r.line(warn, what, fmt.Sprintf("%d; brokers see sluice's address, so they bound whole replicas", len(resp.Entries)))
+	case rates == 0:
+		r.line(good, byRate+": none", "")
+	case cfg.Quotas.Enabled:
+		r.line(good, fmt.Sprintf("%s: %d, applied to original bytes by each replica for each broker", byRate, rates), "")
 	default:
-		r.line(good, what+": none", "")
+		r.line(warn, byRate, fmt.Sprintf("%d; brokers count placeholders on diskless topics, and quotas.enabled is false", rates))
 	}
 }
 

@@ -31,6 +31,7 @@ type Config struct {
 	Rules        []router.Rule
 	Classes      map[string]tiers.Class
 
+	Quotas Quotas
 	Limits Limits
 	Log    Log
 }
@@ -118,6 +119,13 @@ type Store struct {
 	AccessKey string
 	SecretKey string
 	PathStyle bool // bucket in the path, not in the host name
+}
+
+// Quotas is what sluice does about the byte rates that Kafka grants: it applies
+// them to original bytes.
+type Quotas struct {
+	Enabled bool
+	Refresh time.Duration // between reads of them
 }
 
 // Limits bounds everything that clients, brokers or stores could make grow.

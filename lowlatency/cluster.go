@@ -40,6 +40,7 @@ type Options struct {
 	DialsPerBroker  int                   // for clients, at a time
 	DialQueue       int                   // clients that wait for their turn, per broker
 	RefreshInterval time.Duration         // between reads of the brokers and of the topics in use
+	QuotaInterval   time.Duration         // between reads of client quotas; 0: they are not read
 	StaleAfter      time.Duration         // the cluster counts as unreachable after so long without an answer
 	InRange         func(node int32) bool // whether a node id has ports; nil: all
 
@@ -72,6 +73,7 @@ type Cluster struct {
 	client  *kgo.Client
 	dials   *dials
 	facts   *facts
+	quotas  quotas
 	refresh singleflight.Group
 	ctx     context.Context // ends what nobody in particular asked for
 	cancel  context.CancelFunc
@@ -330,8 +332,13 @@ func (c *Cluster) Connect(ctx context.Context) error {
 	}
 }
 
-// Run keeps brokers and facts fresh until ctx ends.
+// Run keeps brokers, facts and quotas fresh until ctx ends.
 func (c *Cluster) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if c.opt.QuotaInterval > 0 {
+		wg.Go(func() { c.quotas.run(ctx, c) })
+	}
 	tick := time.NewTicker(c.opt.RefreshInterval)
 	defer tick.Stop()
 	for {

@@ -3,8 +3,8 @@ package lowlatency
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	brokers, topicsKnown, dialing, dialsWaiting                          prometheus.Gauge
-	dialErrors, dialsRefused, refreshErrors, factErrors, becameCompacted prometheus.Counter
+	brokers, topicsKnown, dialing, dialsWaiting, quotasKnown                          prometheus.Gauge
+	dialErrors, dialsRefused, refreshErrors, factErrors, becameCompacted, quotaErrors prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -18,7 +18,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		refreshErrors:   prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_lowlatency_refresh_errors_total", Help: "Times the cluster did not tell its brokers."}),
 		factErrors:      prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_lowlatency_topic_config_errors_total", Help: "Times a topic's configuration could not be read."}),
 		becameCompacted: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_lowlatency_topics_became_compacted_total", Help: "Topics seen to have become compacted; on diskless ones compaction destroys placeholders."}),
+		quotasKnown:     prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_lowlatency_byte_rate_quotas", Help: "Byte rates that are set in the cluster and applied to original bytes (quotas.enabled)."}),
+		quotaErrors:     prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_lowlatency_quota_errors_total", Help: "Times the cluster's client quotas could not be read."}),
 	}
-	reg.MustRegister(m.brokers, m.topicsKnown, m.dialing, m.dialsWaiting, m.dialErrors, m.dialsRefused, m.refreshErrors, m.factErrors, m.becameCompacted)
+	reg.MustRegister(m.brokers, m.topicsKnown, m.dialing, m.dialsWaiting, m.dialErrors, m.dialsRefused, m.refreshErrors, m.factErrors, m.becameCompacted, m.quotasKnown, m.quotaErrors)
 	return m
 }

@@ -72,7 +72,7 @@ func apis() []*API {
 		{Key: 15, Max: 6},
 		{Key: 16, Max: 5, Treatment: Answer, handle: (*conn).answerEmpty},
 		// v0 is followed by raw tokens without Kafka's framing.
-		{Key: 17, Min: 1, Max: 1},
+		{Key: 17, Min: 1, Max: 1, handle: (*conn).saslHandshake},
 		// v5 carries the node id that the client means to reach (KIP-1242).
 		{Key: 18, Max: 4, Treatment: Map, handle: (*conn).apiVersions},
 		{Key: 19, Max: 7, Treatment: Map, handle: (*conn).createTopics},
@@ -92,7 +92,7 @@ func apis() []*API {
 		{Key: 33, Max: 2, Treatment: Map, handle: (*conn).alterConfigs},
 		{Key: 34, Max: 2},
 		{Key: 35, Max: 5, Treatment: Answer, handle: (*conn).answerEmpty},
-		{Key: 36, Max: 2},
+		{Key: 36, Max: 2, handle: (*conn).saslAuthenticate},
 		{Key: 37, Max: 3, Treatment: Map, handle: (*conn).createPartitions},
 		{Key: 38, Max: 3},
 		{Key: 39, Max: 2},

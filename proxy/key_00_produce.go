@@ -37,6 +37,9 @@ import (
 //     came in on the broker's other listener (crossings.go).
 //   - A batch that the diskless tier rejects goes upstream as no batch at all;
 //     the broker's INVALID_RECORD for that becomes KAFKA_STORAGE_ERROR.
+//   - What a placeholder is smaller than its batch counts towards the client's
+//     producer_byte_rate here (quotas.go): the answer tells the longer throttle
+//     time, and the connection is not read for so long.
 //   - Answers: CurrentLeader and NodeEndpoints (v10+, KIP-951) are mapped
 //     together. INVALID_RECORD for a placeholder of ours means that the topic
 //     has become compacted: the client's own batch was valid, so it is told
@@ -287,7 +290,9 @@ func (c *conn) placePlaceholders(r *request) {
 		edits = append(edits, wire.RecordsEdit(o.LenAt, o.To, r.version >= wire.ProduceFlexible, res.Records))
 	}
 	if len(edits) > 0 {
-		r.out, _ = wire.Splice(r.in.b, edits)
+		size := 0
+		r.out, size = wire.Splice(r.in.b, edits)
+		r.charge = c.charges(tiers.ProduceQuota, r.clientID, len(r.in.b)-size)
 	}
 }
 
@@ -328,6 +333,12 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 			c.p.warn(c.log).Str("topic", o.topic).Int32("partition", p.Partition).
 				Msg("the broker refused a placeholder; the topic's configuration is read again and the client retries")
 		}
+	}
+	if ms := c.p.throttle.record(c, tiers.ProduceQuota, r.charge); ms > 0 {
+		if result.ThrottleAt > 0 {
+			putInt32(in.b, result.ThrottleAt, max(ms, getInt32(in.b, result.ThrottleAt)))
+		}
+		c.mute(ms)
 	}
 	if !result.Endpoints {
 		return nil, nil

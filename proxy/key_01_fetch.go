@@ -44,6 +44,9 @@ import (
 //     as brokers do it.
 //   - A topic id whose name is not known is asked for again before the client's
 //     next Fetch, so that its retry succeeds.
+//   - What is hydrated is more than the broker sees: the difference counts
+//     towards the client's consumer_byte_rate here (quotas.go). No answer is
+//     larger than what the rate allows in a whole window, as with brokers.
 //   - CurrentLeader and NodeEndpoints (v12+, v16+; KIP-951) are mapped together.
 
 const (
@@ -356,7 +359,16 @@ func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 	if len(work) == 0 && !view.Endpoints {
 		return nil, nil
 	}
-	edits := c.hydrate(r, in, work, plain)
+	quota := c.charges(tiers.FetchQuota, r.clientID, 0)
+	edits := c.hydrate(r, in, work, plain, quota.window())
+	for _, h := range work {
+		quota.bytes += h.size - (h.part.To - h.part.From)
+	}
+	if ms := c.p.throttle.record(c, tiers.FetchQuota, quota); ms > 0 {
+		// First in every version from v1 on.
+		putInt32(in.b, body, max(ms, getInt32(in.b, body)))
+		c.mute(ms)
+	}
 	if view.Endpoints {
 		tags, err := c.fetchEndpoints(r, in, view)
 		if err != nil {
@@ -388,8 +400,9 @@ func (c *conn) sawInline(p *wire.FetchResultPartition) {
 }
 
 // hydrate decides what each partition may give within the client's limits,
-// loads it, and says what to replace in the frame.
-func (c *conn) hydrate(r *request, in *frame, work []*hydration, plain int) []wire.Edit {
+// loads it, and says what to replace in the frame. quota is the most that the
+// client's byte rate allows of one answer.
+func (c *conn) hydrate(r *request, in *frame, work []*hydration, plain, quota int) []wire.Edit {
 	s := &c.fetchState
 	s.mu.Lock()
 	for _, h := range work {
@@ -413,7 +426,7 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, plain int) []wi
 	ctx, cut := context.WithTimeout(c.present, c.p.limits.HydrateTimeout)
 	defer cut()
 	a := &answering{ctx: ctx, slots: make(chan struct{}, c.p.limits.HydrateConcurrency), moved: make(chan struct{}, 1), ready: plain > 0}
-	budget := min(int(r.limits.request), c.p.limits.FetchBytes)
+	budget := min(int(r.limits.request), c.p.limits.FetchBytes, quota)
 	for rest := turn; ; {
 		rest = c.begin(r, in, a, rest, plain, budget)
 		if a.settle(c.p.limits.HydrateGrace, len(rest) > 0) || ctx.Err() != nil {

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // metrics are the proxy's own. Those of a key are looked up once.
@@ -35,6 +37,9 @@ type metrics struct {
 	withheld       prometheus.Gauge
 	hydratedBytes  prometheus.Counter
 	compactedAfter prometheus.Counter
+	charged        [len(tiers.QuotaKinds)]prometheus.Counter
+	throttled      [len(tiers.QuotaKinds)]prometheus.Counter
+	throttledFor   [len(tiers.QuotaKinds)]prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -70,6 +75,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		hydratedBytes:  counter("sluice_proxy_fetch_hydrated_bytes_total", "Bytes of partitions that were hydrated in Fetch answers."),
 		compactedAfter: counter("sluice_proxy_compaction_refused_total", "Requests refused because they would have made a diskless topic compacted."),
 	}
+	byKind := func(into *[len(tiers.QuotaKinds)]prometheus.Counter, name, help string) {
+		vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"kind"})
+		reg.MustRegister(vec)
+		for _, kind := range tiers.QuotaKinds {
+			into[kind] = vec.WithLabelValues(kind.String())
+		}
+	}
+	byKind(&m.charged, "sluice_proxy_quota_bytes_total", "Bytes of clients with a byte rate that count towards it here: what original batches are larger than the placeholders that brokers see.")
+	byKind(&m.throttled, "sluice_proxy_quota_throttled_requests_total", "Requests after which a client was throttled for its byte rate.")
+	byKind(&m.throttledFor, "sluice_proxy_quota_throttled_seconds_total", "Seconds for which clients were throttled, one after the other.")
 	byKey := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_requests_total", Help: "Requests received, by API."}, []string{"api"})
 	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "sluice_proxy_request_seconds", Help: "Seconds from a request's arrival to its answer, by API.",

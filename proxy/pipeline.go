@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // request is one request on its way through a connection. Fields up to silent
@@ -37,6 +39,8 @@ type request struct {
 	room          [1]passage   // for passages, which are rarely more
 	crossing      crossing     // while it waits for earlier ones
 	limits        fetchLimits  // Fetch
+	clientID      string
+	charge        charge // Produce
 
 	hydrated int // bytes of the answer that are held beside its frame
 
@@ -222,6 +226,7 @@ func (c *conn) forward(r *request) error {
 	r.in.release()
 	r.out = nil
 	if r.silent {
+		c.mute(c.p.throttle.record(c, tiers.ProduceQuota, r.charge))
 		c.finish(r)
 	}
 	if err != nil {

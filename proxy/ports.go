@@ -26,6 +26,13 @@ type Brokers interface {
 	Invalidate(topic string)
 }
 
+// Quotas says which byte rates the user's Kafka grants. It answers from memory.
+type Quotas interface {
+	// ByteRate finds the rate that applies to a client, as a broker would; ok
+	// is false when none does, or when it cannot be told.
+	ByteRate(kind tiers.QuotaKind, client tiers.QuotaClient) (rate tiers.ByteRate, ok bool)
+}
+
 // Payloads is what the proxy asks of the diskless tier: batches go in, bytes
 // come out. All methods are safe for concurrent use.
 type Payloads interface {

@@ -122,11 +122,15 @@ type Options struct {
 	TLS       *tls.Config // nil: clients speak plaintext
 	Brokers   Brokers
 	Payloads  Payloads
-	Router    func() *router.Router // the rules in force now
-	Limits    Limits
-	Listen    func(network, address string) (net.Listener, error) // nil: net.Listen
-	Logger    zerolog.Logger
-	Metrics   prometheus.Registerer
+	Quotas    Quotas // nil: byte rates are the brokers' alone
+	// OneIdentity: brokers know clients without a login by a certificate of
+	// sluice's, not as anonymous.
+	OneIdentity bool
+	Router      func() *router.Router // the rules in force now
+	Limits      Limits
+	Listen      func(network, address string) (net.Listener, error) // nil: net.Listen
+	Logger      zerolog.Logger
+	Metrics     prometheus.Registerer
 }
 
 // Proxy accepts clients and relays them.
@@ -142,11 +146,13 @@ type Proxy struct {
 	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
 	crossings *crossings
 	withheld  *withheld
+	throttle  throttle
 	warnings  *rate.Limiter
 
 	ctx      context.Context // ends every connection
 	cancel   context.CancelCauseFunc
 	stopping atomic.Bool
+	stopped  chan struct{}  // closed when stopping is set
 	wg       sync.WaitGroup // listeners and connections
 
 	mu        sync.Mutex
@@ -180,6 +186,8 @@ func New(opt Options) (*Proxy, error) {
 		apis:      newByKey(),
 		topics:    topics,
 		crossings: newCrossings(),
+		throttle:  throttle{rates: make(map[rateKey]*meter)},
+		stopped:   make(chan struct{}),
 		warnings:  rate.NewLimiter(5, 50),
 		conns:     make(map[*conn]struct{}),
 		perIP:     make(map[string]int),
@@ -332,7 +340,9 @@ func (p *Proxy) Addr() net.Addr {
 }
 
 func (p *Proxy) closeListeners() {
-	p.stopping.Store(true)
+	if !p.stopping.Swap(true) {
+		close(p.stopped)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, l := range p.listeners {

@@ -134,6 +134,9 @@ func (c *conn) read() error {
 		if err != nil {
 			return c.readError(err)
 		}
+		if err := c.awaitUnmuted(); err != nil {
+			return err
+		}
 		select {
 		case c.slots <- struct{}{}:
 		case <-c.present.Done():
@@ -218,6 +221,10 @@ func (c *conn) accept(r *request) error {
 		return err
 	}
 	r.body = h.Body
+	if string(h.ClientID) != c.clientID {
+		c.clientID = string(h.ClientID)
+	}
+	r.clientID = c.clientID
 	if r.api.handle != nil {
 		if err := r.api.handle(c, r); err != nil {
 			c.giveBack(r)

@@ -45,6 +45,7 @@ type rig struct {
 	proxy    *proxy.Proxy
 	brokers  *scriptedBrokers
 	payloads *scriptedPayloads
+	quotas   *scriptedQuotas
 	metrics  *prometheus.Registry
 	log      *syncBuffer
 }
@@ -112,14 +113,14 @@ func newRig(t testing.TB, limits proxy.Limits, diskless bool) *rig {
 	r := &rig{
 		t: t, net: &network{}, log: &syncBuffer{}, metrics: prometheus.NewRegistry(),
 		brokers:  &scriptedBrokers{dialed: make(chan *peer, 64), facts: map[string]tiers.TopicFacts{}},
-		payloads: &scriptedPayloads{},
+		payloads: &scriptedPayloads{}, quotas: &scriptedQuotas{},
 	}
 	r.brokers.t = t
 	rt := testRouter(t, diskless)
 	p, err := proxy.New(proxy.Options{
 		Bootstrap: "proxy:1000",
 		Layout:    proxy.Layout{Advertise: host, Bind: host, FirstPort: firstPrt, Nodes: []proxy.NodeRange{{First: 0, Last: 4}}},
-		Brokers:   r.brokers, Payloads: r.payloads,
+		Brokers:   r.brokers, Payloads: r.payloads, Quotas: r.quotas,
 		Router:  func() *router.Router { return rt },
 		Limits:  limits,
 		Listen:  r.net.Listen,
@@ -405,6 +406,27 @@ func (b *scriptedBrokers) Invalidate(topic string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.invalidated = append(b.invalidated, topic)
+}
+
+// scriptedQuotas gives everybody the same rate, as itself.
+type scriptedQuotas struct {
+	mu    sync.Mutex
+	rates [len(tiers.QuotaKinds)]float64
+	asked []tiers.QuotaClient
+}
+
+func (q *scriptedQuotas) ByteRate(kind tiers.QuotaKind, client tiers.QuotaClient) (tiers.ByteRate, bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.asked = append(q.asked, client)
+	return tiers.ByteRate{PerSecond: q.rates[kind], User: client.User, ClientID: client.ID}, q.rates[kind] > 0
+}
+
+// last is whom a rate was asked for last.
+func (q *scriptedQuotas) last() tiers.QuotaClient {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.asked[len(q.asked)-1]
 }
 
 // A scripted batch is text: "<length>|..." with a real batch's frame around it

@@ -30,6 +30,9 @@ func ClusterOptions(cfg *config.Config, log zerolog.Logger, reg prometheus.Regis
 		Logger:  log,
 		Metrics: reg,
 	}
+	if cfg.Quotas.Enabled {
+		o.QuotaInterval = cfg.Quotas.Refresh
+	}
 	var err error
 	if o.TLS, err = kafkaTLS(cfg.Kafka.TLS); err != nil {
 		return o, fmt.Errorf("kafka.tls: %w", err)

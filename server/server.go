@@ -26,6 +26,7 @@ import (
 
 var (
 	_ proxy.Brokers  = (*lowlatency.Cluster)(nil)
+	_ proxy.Quotas   = (*lowlatency.Cluster)(nil)
 	_ proxy.Payloads = (*diskless.Tier)(nil)
 )
 
@@ -142,13 +143,20 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 		clientTLS = shown.forClients()
 	}
 	s.background(func() { s.certs.watch(background) })
+	var quotas proxy.Quotas
+	if cfg.Quotas.Enabled {
+		quotas = s.cluster
+	}
 	s.proxy, err = proxy.New(proxy.Options{
 		Bootstrap: cfg.Listen.Bootstrap,
 		Layout:    layout(cfg.Listen),
 		TLS:       clientTLS,
 		Brokers:   s.cluster,
 		Payloads:  s.tier,
+		Quotas:    quotas,
 		Router:    s.router.Load,
+
+		OneIdentity: cfg.Kafka.TLS.Cert != "",
 		Limits: proxy.Limits{
 			Connections:         l.Connections,
 			ConnectionsPerIP:    l.ConnectionsPerIP,

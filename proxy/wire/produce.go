@@ -73,6 +73,7 @@ func ParseProduce(p *Produce, frame []byte, body int, version int16) error {
 // lies in the frame.
 type ProduceResult struct {
 	Partitions []ProduceResultPartition
+	ThrottleAt int // the throttle time, int32 milliseconds; 0 when absent (v0)
 	// Tags are the bounds of the top-level tagged fields, count included
 	// (v9+); Endpoints says whether NodeEndpoints is among them (v10+).
 	TagsFrom, TagsTo int
@@ -137,7 +138,8 @@ func ParseProduceResult(p *ProduceResult, frame []byte, body int, version int16)
 		}
 	}
 	if version >= 1 {
-		r.Skip(4) // throttle time
+		p.ThrottleAt = r.Off
+		r.Skip(4)
 	}
 	if flexible {
 		p.TagsFrom = r.Off
