@@ -31,6 +31,8 @@ import (
 //     client, and then left out together with its acquired range; the partition is
 //     KAFKA_STORAGE_ERROR if that leaves nothing. The locks time out, and Kafka
 //     delivers again. A placeholder is never passed on.
+//   - What is hydrated counts towards the client's consumer_byte_rate, as in
+//     Fetch.
 //   - CurrentLeader and NodeEndpoints are mapped.
 
 const (
@@ -151,7 +153,9 @@ func (c *conn) shareFetchAnswer(r *request, in *frame, session *shareSession, pa
 		if lock <= 0 {
 			lock = defaultShareLock
 		}
-		c.hydrateShared(r, session, work, lock-lock/4)
+		throttled := c.hydrateShared(r, session, work, lock-lock/4)
+		resp.ThrottleMillis = max(resp.ThrottleMillis, throttled)
+		c.mute(throttled)
 		changed = true
 	}
 	if !records && pause > 0 && resp.ErrorCode == 0 {
@@ -168,8 +172,9 @@ func (c *conn) shareFetchAnswer(r *request, in *frame, session *shareSession, pa
 }
 
 // hydrateShared replaces placeholders, and leaves out what cannot be read
-// within the time that the client has for its records.
-func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, within time.Duration) {
+// within the time that the client has for its records. It returns for how many
+// milliseconds the client is to be throttled.
+func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, within time.Duration) int32 {
 	ctx, cancel := context.WithTimeout(c.present, within)
 	defer cancel()
 	total, count := 0, 0
@@ -196,9 +201,13 @@ func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, 
 		})
 	}
 	_ = loads.Wait()
+	quota := c.charges(tiers.FetchQuota, r.clientID, 0)
 	for _, s := range work {
-		c.p.metrics.hydratedBytes.Add(float64(s.settle()))
+		size := s.settle()
+		c.p.metrics.hydratedBytes.Add(float64(size))
+		quota.bytes += size - len(s.records)
 	}
+	return c.p.throttle.record(c, tiers.FetchQuota, quota)
 }
 
 // between tries of what cannot be read, while the client's locks last.

@@ -25,7 +25,7 @@ func produceCold(r *rig, c, b *peer, v int16, size int, brokers int32) *kmsg.Pro
 	r.t.Helper()
 	req := produce(v, -1, [2]string{cold, strings.Repeat("c", size)})
 	c.ask(1, req)
-	if v >= 13 && r.sum("sluice_proxy_requests_total") < 3 {
+	if v >= 13 && r.sum("sluice_proxy_requests_total") < 4 { // it is the first
 		meta := kmsg.NewPtrMetadataRequest()
 		b.respond(b.received(meta), metadataResponse(meta.Version, hot, cold))
 	}
@@ -297,6 +297,9 @@ func TestQuotasAreForWhoLoggedIn(t *testing.T) {
 								t.Fatalf("the client got %+v", answer)
 							}
 						}
+						client.ask(98, kmsg.NewPtrApiVersionsRequest())
+						b.speaks(7)
+						client.expect(98)
 						client.ask(3, heartbeat())
 						b.reply(heartbeat())
 						client.expect(3)
