@@ -178,14 +178,15 @@ func (k *Kafka) format(n *kafkaNode) error {
 		"share.coordinator.state.topic.replication.factor": strconv.Itoa(replicas),
 		"share.coordinator.state.topic.min.isr":            "1",
 		"share.coordinator.state.topic.num.partitions":     "2",
-		"group.initial.rebalance.delay.ms":                 "0",
-		"group.consumer.heartbeat.interval.ms":             "500", // members learn of each other by heartbeats
-		"group.consumer.min.heartbeat.interval.ms":         "500",
-		"log.cleaner.dedupe.buffer.size":                   "16777216",
-		"broker.session.timeout.ms":                        "6000",
-		"broker.heartbeat.interval.ms":                     "1000",
-		"controlled.shutdown.enable":                       "true",
-		"auto.create.topics.enable":                        "true",
+		"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
+		"group.initial.rebalance.delay.ms":                            "0",
+		"group.consumer.heartbeat.interval.ms":                        "500", // members learn of each other by heartbeats
+		"group.consumer.min.heartbeat.interval.ms":                    "500",
+		"log.cleaner.dedupe.buffer.size":                              "16777216",
+		"broker.session.timeout.ms":                                   "6000",
+		"broker.heartbeat.interval.ms":                                "1000",
+		"controlled.shutdown.enable":                                  "true",
+		"auto.create.topics.enable":                                   "true",
 	}
 	format := []string{"kafka.tools.StorageTool", "format", "-t", k.ID, "-c", n.properties()}
 	if len(k.opt.Users) > 0 {
