@@ -183,6 +183,8 @@ func (k *Kafka) format(n *kafkaNode) error {
 		"group.consumer.heartbeat.interval.ms":                        "500", // members learn of each other by heartbeats
 		"group.consumer.min.heartbeat.interval.ms":                    "500",
 		"log.cleaner.dedupe.buffer.size":                              "16777216",
+		"broker.rack":                                                 "rack-" + strconv.Itoa(int(n.id)),
+		"replica.selector.class":                                      "org.apache.kafka.common.replica.RackAwareReplicaSelector",
 		"broker.session.timeout.ms":                                   "6000",
 		"broker.heartbeat.interval.ms":                                "1000",
 		"controlled.shutdown.enable":                                  "true",

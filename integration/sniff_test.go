@@ -268,7 +268,8 @@ func (s *sniffer) look(a asked, frame []byte) {
 		for _, t := range resp.Topics {
 			for _, p := range t.Partitions {
 				s.hint(a, t.Topic, t.TopicID, p.CurrentLeader.LeaderID, nodes)
-				if p.PreferredReadReplica >= 0 {
+				// A follower that is nearer; there is none on the diskless tier.
+				if p.PreferredReadReplica >= brokerIDs {
 					s.complain("Fetch sends readers of %s to replica %d", t.Topic, p.PreferredReadReplica)
 				}
 			}

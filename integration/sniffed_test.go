@@ -108,7 +108,8 @@ func TestSnifferNotices(t *testing.T) {
 		{"Fetch that names the leader and its address", fetch(1+disklessBit, -1, 1+disklessBit, first+3), false},
 		{"Fetch with a leader without an address", fetch(1+disklessBit, -1), true},
 		{"Fetch with a raw address", fetch(-1, -1, 1, 9092), true},
-		{"Fetch that sends readers elsewhere", fetch(-1, 2), true},
+		{"Fetch that sends readers to a follower", fetch(-1, 2), false},
+		{"Fetch that sends readers to where there is none", fetch(-1, 2+disklessBit), true},
 	} {
 		s := &sniffer{host: clientSide, first: first, answers: make(map[int16]int), names: make(map[[16]byte]string)}
 		frame := binary.BigEndian.AppendUint32(make([]byte, 4), 7)
