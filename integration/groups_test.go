@@ -2,13 +2,18 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/sluice-kafka/sluice/harness"
@@ -26,7 +31,7 @@ func franzMember(opts ...kgo.Opt) member {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		cl := client(t, bootstrap, append(opts, kgo.ConsumerGroup(group), kgo.ConsumeTopics(topic), kgo.DisableAutoCommit(), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
+		cl := client(t, bootstrap, append(opts, kgo.ConsumerGroup(group), kgo.ConsumeTopics(strings.Split(topic, ",")...), kgo.DisableAutoCommit(), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
 		defer cl.Close()
 		for len(records) < n {
 			fetches := cl.PollRecords(ctx, min(pollAtMost, n-len(records)))
@@ -42,30 +47,71 @@ func franzMember(opts ...kgo.Opt) member {
 	}
 }
 
-func javaMember(jvm *harness.JVM, protocol string) member {
+func javaMember(jvm *harness.JVM, protocol string, more ...string) member {
 	return func(t *testing.T, bootstrap, group, topic string, n int) []*kgo.Record {
 		t.Helper()
-		return javaRecords(t, jvm.Java(t, "", "Client", "consume", bootstrap, strconv.Itoa(n), topic,
-			"group.id="+group, "group.protocol="+protocol, "enable.auto.commit=false", "max.poll.records="+strconv.Itoa(pollAtMost)))
+		return javaRecords(t, jvm.Java(t, "", "Client", append([]string{"consume", bootstrap, strconv.Itoa(n), topic,
+			"group.id=" + group, "group.protocol=" + protocol, "enable.auto.commit=false", "max.poll.records=" + strconv.Itoa(pollAtMost)}, more...)...))
 	}
+}
+
+// byExpression is a member whose group subscribes to an expression instead of a name.
+func (m member) byExpression() member {
+	return func(t *testing.T, bootstrap, group, topic string, n int) []*kgo.Record {
+		t.Helper()
+		return m(t, bootstrap, group, "/"+topic[:len(topic)-1]+"["+topic[len(topic)-1:]+"]/", n)
+	}
+}
+
+type namedMember struct {
+	name string
+	read member
 }
 
 // A group goes on where it has committed, whatever the library, the protocol
 // and the tier; its lag is what it is.
 func TestGroupsResume(t *testing.T) {
 	p := shared(t)
-	const partitions, total, first = 3, 180, 50
-	members := []struct {
-		name string
-		read member
-	}{
+	groupsResume(t, "groups", []namedMember{
 		{"franz-classic", franzMember()},
 		{"franz-kip848", franzMember(kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer()))},
 		{"java-classic", javaMember(p.jvm, "classic")},
 		{"java-kip848", javaMember(p.jvm, "consumer")},
+	})
+	p.sniffer.looked(t, 0, 1, 3, 10) // Produce, Fetch, Metadata, FindCoordinator
+}
+
+// The same, with every assignor on either side, static members and expressions.
+func TestLongGroupsOfEveryKindResume(t *testing.T) {
+	harness.Long(t)
+	p := shared(t)
+	var members []namedMember
+	for _, assignor := range []string{"RangeAssignor", "RoundRobinAssignor", "StickyAssignor", "CooperativeStickyAssignor"} {
+		members = append(members, namedMember{"java-" + assignor, javaMember(p.jvm, "classic", "partition.assignment.strategy=org.apache.kafka.clients.consumer."+assignor)})
 	}
+	for _, assignor := range []string{"uniform", "range"} {
+		members = append(members, namedMember{"java-kip848-" + assignor, javaMember(p.jvm, "consumer", "group.remote.assignor="+assignor)})
+	}
+	for name, balancer := range balancers {
+		members = append(members, namedMember{"franz-" + name, franzMember(kgo.Balancers(balancer))})
+	}
+	groupsResume(t, "every-group", append(members,
+		namedMember{"java-static", javaMember(p.jvm, "classic", "group.instance.id=one")},
+		namedMember{"java-kip848-static", javaMember(p.jvm, "consumer", "group.instance.id=one")},
+		namedMember{"franz-static", franzMember(kgo.InstanceID("one"))},
+		namedMember{"java-kip848-expression", javaMember(p.jvm, "consumer").byExpression()},
+	))
+}
+
+var balancers = map[string]kgo.GroupBalancer{
+	"range": kgo.RangeBalancer(), "roundrobin": kgo.RoundRobinBalancer(), "sticky": kgo.StickyBalancer(), "cooperative-sticky": kgo.CooperativeStickyBalancer(),
+}
+
+func groupsResume(t *testing.T, prefix string, members []namedMember) {
+	p := shared(t)
+	const partitions, total, first = 3, 180, 50
 	onAllTargets(t, func(t *testing.T, tg target) {
-		topic := tg.topic("groups")
+		topic := tg.topic(prefix)
 		tg.create(t, topic, partitions)
 		produce := franz{}.producer(t, tg.bootstrap, "snappy")
 		all := filled(topic, partitions, total)
@@ -86,7 +132,6 @@ func TestGroupsResume(t *testing.T) {
 			}
 		}
 	})
-	p.sniffer.looked(t, 0, 1, 3, 10) // Produce, Fetch, Metadata, FindCoordinator
 }
 
 var blanks = regexp.MustCompile(`[ \t]+`)
@@ -144,7 +189,8 @@ func TestGroupMembersShareBothTiers(t *testing.T) {
 		name string
 		opts []kgo.Opt
 	}{
-		{"classic", nil},
+		{"range", []kgo.Opt{kgo.Balancers(kgo.RangeBalancer())}},
+		{"cooperative-sticky", nil},
 		{"kip848", []kgo.Opt{kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer())}},
 	} {
 		t.Run(protocol.name, func(t *testing.T) {
@@ -199,5 +245,153 @@ func TestGroupMembersShareBothTiers(t *testing.T) {
 				t.Fatalf("%d of %d records were read, by %v", len(seen), written, got)
 			}
 		})
+	}
+}
+
+// A static member that comes back has its partitions again, without the others
+// noticing, and whoever takes its name puts it out.
+func TestStaticMembers(t *testing.T) {
+	p := shared(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	topics := []string{"static-control", "static-telemetry"}
+	for _, topic := range topics {
+		createTopic(t, p.sluice.Bootstrap, topic, 4, "retention.ms", "-1")
+	}
+	var mu sync.Mutex
+	assigned := make(map[string]map[string]int) // by member and partition, how often
+	join := func(name string) *kgo.Client {
+		return client(t, p.sluice.Bootstrap, kgo.ConsumerGroup(topics[0]), kgo.ConsumeTopics(topics...), kgo.InstanceID(name), kgo.HeartbeatInterval(200*time.Millisecond),
+			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, added map[string][]int32) {
+				mu.Lock()
+				defer mu.Unlock()
+				if assigned[name] == nil {
+					assigned[name] = make(map[string]int)
+				}
+				for topic, partitions := range added {
+					for _, partition := range partitions {
+						assigned[name][fmt.Sprint(topic, partition)]++
+					}
+				}
+			}))
+	}
+	has := func(name string) (parts []string) {
+		mu.Lock()
+		defer mu.Unlock()
+		for at := range assigned[name] {
+			parts = append(parts, at)
+		}
+		slices.Sort(parts)
+		return parts
+	}
+	first, second := join("first"), join("second")
+	adm := kadm.NewClient(first)
+	described := func() kadm.DescribedGroup {
+		g, err := adm.DescribeGroups(ctx, topics[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g[topics[0]]
+	}
+	poll := func(cl *kgo.Client) error {
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		return cl.PollFetches(short).Err()
+	}
+	eventually(t, "both have their part", func() (bool, string) {
+		_ = poll(first)
+		_ = poll(second)
+		g := described()
+		for _, m := range g.Members {
+			if a, ok := m.Assigned.AsConsumer(); !ok || len(a.Topics) < 2 {
+				return false, g.State
+			}
+		}
+		return g.State == "Stable" && len(g.Members) == 2, g.State
+	})
+	before := described()
+	mu.Lock()
+	clear(assigned)
+	mu.Unlock()
+	second.Close()
+	second = join("second")
+	want := before.AssignedPartitions()
+	eventually(t, "it is back", func() (bool, string) {
+		_ = poll(second)
+		_ = poll(first)
+		return len(has("second")) == 4, fmt.Sprint(has("second"))
+	})
+	if got := described(); got.State != "Stable" || len(got.AssignedPartitions()) != len(want) {
+		t.Errorf("the group is %s with %v", got.State, got.AssignedPartitions())
+	}
+	if again := has("first"); len(again) > 0 {
+		t.Errorf("the other one was given %v anew", again)
+	}
+	produce := franz{}.producer(t, p.sluice.Bootstrap, "none")
+	for _, topic := range topics {
+		produce(filled(topic, 4, 8))
+	}
+	read := 0
+	eventually(t, "both read", func() (bool, string) {
+		for _, cl := range []*kgo.Client{first, second} {
+			short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			read += cl.PollFetches(short).NumRecords()
+			cancel()
+		}
+		return read == 16, fmt.Sprint(read)
+	})
+	third := join("second")
+	eventually(t, "its namesake puts it out", func() (bool, string) {
+		_ = poll(third)
+		err := poll(second)
+		return errors.Is(err, kerr.FencedInstanceID), fmt.Sprint(err)
+	})
+}
+
+// What operators do to a group's offsets is done, and printed, as without a
+// proxy.
+func TestGroupTools(t *testing.T) {
+	p := shared(t)
+	x := tools{p, t}
+	topics := []string{"reset-control", "reset-telemetry"}
+	for _, topic := range topics {
+		createTopic(t, p.sluice.Bootstrap, topic, 1, "retention.ms", "-1")
+		franz{}.producer(t, p.sluice.Bootstrap, "none")(filled(topic, 1, 20))
+	}
+	groups := []string{"reset-one", "reset-two"} // one through sluice, the other directly
+	read := func(n int) {
+		t.Helper()
+		for _, g := range groups {
+			franzMember()(t, p.sluice.Bootstrap, g, strings.Join(topics, ","), n)
+		}
+	}
+	read(40)
+	both := func(args ...string) string {
+		t.Helper()
+		var out [2]string
+		for i, run := range []func(string, ...string) string{x.through, x.direct} {
+			said := run("kafka-consumer-groups", append(args, "--group", groups[i])...)
+			out[i] = sorted(blanks.ReplaceAllString(strings.ReplaceAll(said, groups[i], "GROUP"), " "))
+		}
+		if out[0] != out[1] {
+			t.Errorf("%v prints through sluice\n%s\nand directly\n%s", args, out[0], out[1])
+		}
+		return out[0]
+	}
+	for _, to := range [][]string{{"--to-earliest"}, {"--shift-by", "5"}, {"--to-datetime", time.UnixMilli(baseTime + 7).UTC().Format("2006-01-02T15:04:05.000")}} {
+		both(append([]string{"--reset-offsets", "--execute", "--all-topics"}, to...)...)
+	}
+	for _, topic := range topics {
+		x.contains(both("--describe"), "GROUP "+topic+" 0 7 20 13")
+	}
+	both("--reset-offsets", "--execute", "--topic", topics[1], "--to-offset", "3")
+	x.equal("kafka-consumer-groups", "--describe", "--state", "--group", groups[0])
+	x.equal("kafka-consumer-groups", "--describe", "--members", "--group", groups[0])
+	read(13 + 17) // from there
+	x.contains(both("--describe"), "GROUP "+topics[1]+" 0 20 20 0")
+	both("--delete-offsets", "--topic", topics[1])
+	both("--delete")
+	if list := x.equal("kafka-consumer-groups", "--list"); strings.Contains(list, "reset-") {
+		t.Errorf("deleted groups are listed:\n%s", list)
 	}
 }

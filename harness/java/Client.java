@@ -14,7 +14,7 @@ import org.apache.kafka.common.utils.Exit;
  *
  *   Client produce BOOTSTRAP [key=value ...] &lt; lines    topic partition timestamp key value [headerkey headervalue ...]
  *   Client transact BOOTSTRAP commit|abort [key=value ...] &lt; lines
- *   Client consume BOOTSTRAP COUNT TOPIC[,TOPIC...] [key=value ...]
+ *   Client consume BOOTSTRAP COUNT TOPIC[,TOPIC...]|/EXPRESSION/ [key=value ...]
  *   Client transform BOOTSTRAP commit|abort COUNT FROM TO[,TO...] [key=value ...]
  *
  * Fields of a line are separated by blanks; keys, values and headers are base64,
@@ -120,11 +120,26 @@ public class Client {
         }
     }
 
+    /** One topic between slashes is an expression that brokers evaluate (KIP-848), where the client has that. */
+    static void subscribe(KafkaConsumer<?, ?> consumer, List<String> topics) {
+        String first = topics.get(0);
+        if (!first.startsWith("/")) {
+            consumer.subscribe(topics);
+            return;
+        }
+        try {
+            Class<?> pattern = Class.forName("org.apache.kafka.clients.consumer.SubscriptionPattern");
+            consumer.getClass().getMethod("subscribe", pattern).invoke(consumer, pattern.getConstructor(String.class).newInstance(first.substring(1, first.length() - 1)));
+        } catch (ReflectiveOperationException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
     static void consume(Map<String, Object> p, int count, List<String> topics) {
         p.putIfAbsent("group.id", "test-" + UUID.randomUUID());
         p.putIfAbsent("auto.offset.reset", "earliest");
         try (var consumer = new KafkaConsumer<>(p, new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
-            consumer.subscribe(topics);
+            subscribe(consumer, topics);
             long deadline = System.nanoTime() + Duration.ofSeconds(60).toNanos();
             int got = 0;
             StringBuilder out = new StringBuilder();
