@@ -30,6 +30,7 @@ type KafkaOptions struct {
 	Version    string
 	Nodes      []int32
 	Properties map[string]string // added to every broker's server.properties
+	Features   []string          // other than the release's own, as in transaction.version=0
 	// Users, by name with their passwords, make clients log in (SASL_PLAINTEXT;
 	// PLAIN, SCRAM or an unsecured token of OAUTHBEARER) and turn ACLs on. Admin
 	// is one of them, and may do everything.
@@ -191,6 +192,9 @@ func (k *Kafka) format(n *kafkaNode) error {
 		"auto.create.topics.enable":                                   "true",
 	}
 	format := []string{"kafka.tools.StorageTool", "format", "-t", k.ID, "-c", n.properties()}
+	for _, f := range k.opt.Features {
+		format = append(format, "--feature", f)
+	}
 	if len(k.opt.Users) > 0 {
 		jaas := fmt.Sprintf("org.apache.kafka.common.security.plain.PlainLoginModule required username=%q password=%q", Admin, k.opt.Users[Admin])
 		for name, password := range k.opt.Users {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/sluice-kafka/sluice/harness"
 )
 
 // pair is two topics, which through sluice are in different tiers, and a way to
@@ -38,9 +40,21 @@ type transact func(t *testing.T, bootstrap string, records []*kgo.Record, commit
 
 func franzTransact(t *testing.T, bootstrap string, records []*kgo.Record, commit bool) {
 	t.Helper()
+	franzTransactWith(t, bootstrap, records, commit)
+}
+
+// beforeKIP890 adds partitions to transactions explicitly, and keeps an epoch
+// for all transactions of a producer.
+func beforeKIP890(t *testing.T, bootstrap string, records []*kgo.Record, commit bool) {
+	t.Helper()
+	franzTransactWith(t, bootstrap, records, commit, capped(map[int16]int16{0: 11, 22: 4, 24: 3, 25: 3, 26: 3, 28: 4}))
+}
+
+func franzTransactWith(t *testing.T, bootstrap string, records []*kgo.Record, commit bool, opts ...kgo.Opt) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cl := client(t, bootstrap, kgo.TransactionalID(records[0].Topic), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.DefaultProduceTopic(records[0].Topic))
+	cl := client(t, bootstrap, append(opts, kgo.TransactionalID(records[0].Topic), kgo.RecordPartitioner(kgo.ManualPartitioner()))...)
 	if err := cl.BeginTransaction(); err != nil {
 		t.Fatal(err)
 	}
@@ -72,52 +86,85 @@ func TestOneTransactionOverBothTiers(t *testing.T) {
 	for name, write := range writers {
 		for _, pr := range pairs(t, p, "tx-"+name) {
 			t.Run(name+"/"+pr.name, func(t *testing.T) {
-				before := p.sluice.metric(t, "sluice_diskless_stored_batches_total")
-				all := make(map[string][]string) // by topic and partition
-				committed := make(map[string][]string)
-				for i, commit := range []bool{true, false, true, false} {
-					var records []*kgo.Record
-					for n := range 200 {
-						r := &kgo.Record{
-							Topic: pr.topics[n%2], Partition: int32(n / 2 % 2), Timestamp: time.UnixMilli(baseTime + int64(n)),
-							Key: fmt.Appendf(nil, "%d-%d", i, n), Value: worthwhile,
-						}
-						at := fmt.Sprint(r.Topic, r.Partition)
-						all[at] = append(all[at], text(r, false))
-						if commit {
-							committed[at] = append(committed[at], text(r, false))
-						}
-						records = append(records, r)
-					}
-					write(t, pr.bootstrap, records, commit)
-				}
-				if n := p.sluice.metric(t, "sluice_diskless_stored_batches_total") - before; (pr.name == "sluice") != (n > 0) {
-					t.Errorf("%v batches went to objects", n)
+				oneTransaction(t, p.jvm, p.sluice, pr, write)
+			})
+		}
+	}
+}
+
+// Clusters whose transactions are of an older kind, and clients that know no
+// other, are no different.
+func TestLongTransactionsOfOlderKinds(t *testing.T) {
+	harness.Long(t)
+	for _, version := range []string{"0", "1", "2"} {
+		t.Run("transaction.version="+version, func(t *testing.T) {
+			k := harness.StartKafka(t, harness.KafkaOptions{Nodes: []int32{1}, Features: []string{"transaction.version=" + version}})
+			jvm := k.StartJVM(t)
+			s := startSluice(t, replica{Kafka: k.Bootstrap()})
+			writers := map[string]transact{"franz-before-KIP-890": beforeKIP890}
+			if version != "2" { // which is every other test's
+				writers["franz"], writers["java"] = franzTransact, javaClient{jvm}.transact
+			}
+			for name, write := range writers {
+				pr := pair{target{name: "sluice", bootstrap: s.Bootstrap, sluice: s}, []string{name + "-control", name + "-telemetry"}}
+				one := "1"
+				never := "-1"
+				if _, err := kadm.NewClient(client(t, s.Bootstrap)).CreateTopics(t.Context(), 2, 1, map[string]*string{"min.insync.replicas": &one, "retention.ms": &never}, pr.topics...); err != nil {
+					t.Fatal(err)
 				}
 				for _, topic := range pr.topics {
-					for _, read := range []struct {
-						as      string
-						want    map[string][]string
-						records []*kgo.Record
-					}{
-						{"franz-go, read_committed", committed, consumed(t, pr.bootstrap, 200, []kgo.Opt{kgo.FetchIsolationLevel(kgo.ReadCommitted())}, topic)},
-						{"franz-go, read_uncommitted", all, consumed(t, pr.bootstrap, 400, nil, topic)},
-						{"Java, read_committed", committed, javaRecords(t, p.jvm.Java(t, "", "Client", "consume", pr.bootstrap, "200", topic, "isolation.level=read_committed"))},
-						{"Java, read_uncommitted", all, javaRecords(t, p.jvm.Java(t, "", "Client", "consume", pr.bootstrap, "400", topic))},
-					} {
-						for partition, records := range byPartition(read.records) {
-							at := fmt.Sprint(topic, partition)
-							var got []string
-							for _, r := range records {
-								got = append(got, text(r, false))
-							}
-							if strings.Join(got, "\n") != strings.Join(read.want[at], "\n") {
-								t.Errorf("%s of %s: %d records, want %d, or in another order", read.as, at, len(got), len(read.want[at]))
-							}
-						}
-					}
+					eventually(t, "sluice knows "+topic, func() (bool, string) { return s.Cluster().Facts(t.Context(), topic).Known, "" })
 				}
-			})
+				t.Run(name, func(t *testing.T) { oneTransaction(t, jvm, s, pr, write) })
+			}
+		})
+	}
+}
+
+func oneTransaction(t *testing.T, jvm *harness.JVM, s *sluice, pr pair, write transact) {
+	before := s.metric(t, "sluice_diskless_stored_batches_total")
+	all := make(map[string][]string) // by topic and partition
+	committed := make(map[string][]string)
+	for i, commit := range []bool{true, false, true, false} {
+		var records []*kgo.Record
+		for n := range 200 {
+			r := &kgo.Record{
+				Topic: pr.topics[n%2], Partition: int32(n / 2 % 2), Timestamp: time.UnixMilli(baseTime + int64(n)),
+				Key: fmt.Appendf(nil, "%d-%d", i, n), Value: worthwhile,
+			}
+			at := fmt.Sprint(r.Topic, r.Partition)
+			all[at] = append(all[at], text(r, false))
+			if commit {
+				committed[at] = append(committed[at], text(r, false))
+			}
+			records = append(records, r)
+		}
+		write(t, pr.bootstrap, records, commit)
+	}
+	if n := s.metric(t, "sluice_diskless_stored_batches_total") - before; (pr.name == "sluice") != (n > 0) {
+		t.Errorf("%v batches went to objects", n)
+	}
+	for _, topic := range pr.topics {
+		for _, read := range []struct {
+			as      string
+			want    map[string][]string
+			records []*kgo.Record
+		}{
+			{"franz-go, read_committed", committed, consumed(t, pr.bootstrap, 200, []kgo.Opt{kgo.FetchIsolationLevel(kgo.ReadCommitted())}, topic)},
+			{"franz-go, read_uncommitted", all, consumed(t, pr.bootstrap, 400, nil, topic)},
+			{"Java, read_committed", committed, javaRecords(t, jvm.Java(t, "", "Client", "consume", pr.bootstrap, "200", topic, "isolation.level=read_committed"))},
+			{"Java, read_uncommitted", all, javaRecords(t, jvm.Java(t, "", "Client", "consume", pr.bootstrap, "400", topic))},
+		} {
+			for partition, records := range byPartition(read.records) {
+				at := fmt.Sprint(topic, partition)
+				var got []string
+				for _, r := range records {
+					got = append(got, text(r, false))
+				}
+				if strings.Join(got, "\n") != strings.Join(read.want[at], "\n") {
+					t.Errorf("%s of %s: %d records, want %d, or in another order", read.as, at, len(got), len(read.want[at]))
+				}
+			}
 		}
 	}
 }
