@@ -353,7 +353,7 @@ func TestReplayedPlaceholders(t *testing.T) {
 
 	// Without a producer id the broker cannot tell a replay from a new batch.
 	const loose = "replayed-loose-telemetry"
-	createTopic(t, s.Bootstrap, loose, 1)
+	target{bootstrap: s.Bootstrap, sluice: s}.create(t, loose, 1) // its one batch must not come in before
 	cl := client(t, s.Bootstrap, kgo.DisableIdempotentWrite(), kgo.ProducerBatchCompression(kgo.NoCompression()))
 	value := bytes.Repeat([]byte("own "), 1000)
 	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: loose, Value: value}).FirstErr(); err != nil {

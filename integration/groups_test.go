@@ -350,7 +350,8 @@ func TestStaticMembers(t *testing.T) {
 
 // What operators do to a group's offsets is done, and printed, as without a
 // proxy.
-func TestGroupTools(t *testing.T) {
+func TestLongGroupTools(t *testing.T) {
+	harness.Long(t)
 	p := shared(t)
 	x := tools{p, t}
 	topics := []string{"reset-control", "reset-telemetry"}

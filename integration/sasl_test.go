@@ -47,7 +47,7 @@ type secured struct {
 }
 
 // reauthenticate is how long a login by SCRAM-SHA-512 lasts.
-const reauthenticate = 1500 * time.Millisecond
+const reauthenticate = time.Second
 
 func startSecured(t *testing.T) *secured {
 	t.Helper()

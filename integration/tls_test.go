@@ -38,6 +38,7 @@ func (x *secured) reauthentication(t *testing.T) {
 	before, begun := logins(), time.Now()
 	tail := follow(t, h, "at the tail", x.plaintext.Bootstrap, login, topics...)
 	l := startLoad(t, h, workload{Bootstrap: x.plaintext.Bootstrap, Topics: topics, Opts: login})
+	java := x.javaLogsInAgain(t)
 	l.awaitMore(1, topics...)
 	// SCRAM takes two requests for each login; each connection has logged in once.
 	eventually(t, "logins are renewed", func() (bool, string) {
@@ -47,6 +48,38 @@ func (x *secured) reauthentication(t *testing.T) {
 	})
 	l.stop()
 	tail.reach(x.ends(t, topics...))
+	java()
+}
+
+// javaLogsInAgain has Java's producer write to both tiers for longer than its
+// login lasts.
+func (x *secured) javaLogsInAgain(t *testing.T) (wait func()) {
+	t.Helper()
+	topics := []string{"java-again-control", "java-again-telemetry"}
+	if _, err := x.adm.CreateTopics(t.Context(), 1, 1, nil, topics...); err != nil {
+		t.Fatal(err)
+	}
+	x.allow(t, "writer", kadm.NewACLs().Topics(topics...).ResourcePatternType(kadm.ACLPatternLiteral).Operations(kadm.OpWrite))
+	jvm := shared(t).jvm
+	var in strings.Builder
+	const turns = 9
+	for range turns {
+		for _, topic := range topics {
+			fmt.Fprintf(&in, "%s 0 _ - %s\n", topic, javaText(worthwhile))
+		}
+		fmt.Fprintf(&in, "flush\npause %d\n", reauthenticate.Milliseconds()/3)
+	}
+	said := make(chan harness.JavaResult, 1)
+	go func() {
+		said <- jvm.TryJava(in.String(), "Client", "produce", x.plaintext.Bootstrap, "security.protocol=SASL_PLAINTEXT", "sasl.mechanism=SCRAM-SHA-512", "retries=0",
+			fmt.Sprintf("sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required username=%q password=%q;", "writer", x.users["writer"]))
+	}()
+	return func() {
+		t.Helper()
+		if r := <-said; r.Err != nil || strings.Count(r.Stdout, "\n") != turns*len(topics) {
+			t.Errorf("Java's producer: %v\n%s%s", r.Err, r.Stdout, r.Stderr)
+		}
+	}
 }
 
 func (x *secured) ends(t *testing.T, topics ...string) map[history.Place]int64 {
