@@ -73,6 +73,10 @@ func (c *conn) askAndWait(req kmsg.Request, then func(kmsg.Response)) error {
 	}); err != nil {
 		return err
 	}
+	return c.awaitAnswer(answered)
+}
+
+func (c *conn) awaitAnswer(answered <-chan error) error {
 	select {
 	case err := <-answered:
 		return err

@@ -45,14 +45,14 @@ type conn struct {
 	producer *tiers.Producer   // apart, so that the diskless tier keeps no connection alive
 	welcome  atomic.Bool       // the broker talks to this client
 	permits  permits
-	destined []destination // reader only
-	clientID string        // of the last request; reader only
+	clientID string // of the last request; reader only
 	login    login
 	muted    atomic.Int64       // unix milliseconds until which the client is not read
 	fetched  wire.Fetch         // reader only
 	result   wire.ProduceResult // responder only
 	fetchV   wire.FetchResult   // responder only
 
+	versions       <-chan error  // tells when the broker has told its versions, where the client had not asked; reader only
 	brokerMetadata atomic.Uint32 // the versions of Metadata that the broker speaks, first and last; 0 is not known
 
 	dial     sync.Once

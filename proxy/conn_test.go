@@ -720,9 +720,7 @@ func TestNothingIsStoredForAClientThatTheBrokerDoesNotKnow(t *testing.T) {
 					c := r.connect(on(true))
 					c.ask(1, produce(version, 0, [2]string{cold, "x"}))
 					b := r.broker()
-					if version < 13 { // whose brokers are known to
-						b.speaks(metadata)
-					}
+					b.speaks(metadata)
 					question := kmsg.NewPtrMetadataRequest()
 					b.received(question)
 					if question.Topics == nil || question.AllowAutoTopicCreation {

@@ -139,6 +139,108 @@ func numbered(id int64) string {
 	return string(b)
 }
 
+// What a client has sent before it moves stays before what it sends then, also
+// while the broker is asked what the client may write: nobody may stop reading
+// it meanwhile.
+func TestAProducerThatMovesIsReadWhileItsRightsAreAskedFor(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		before, b1 := r.pairOf(on(false), 12)
+		before.ask(1, produce(version, -1, [2]string{cold, "one"}))
+		question := kmsg.NewPtrMetadataRequest()
+		due := b1.received(question)
+		before.ask(2, produce(version, -1, [2]string{cold, "two"}))
+		b1.silent("one question is enough")
+
+		w := newWriter(t, r, version, 12) // the same client, on the other listener
+		w.produce([2]string{cold, "three"})
+		w.told(0, mayWrite, cold)
+		r.payloads.offloaded()[0].finish("P3")
+		w.b.silent("its first two batches are not even offloaded")
+
+		resp := metadataResponse(question.Version, cold)
+		resp.Topics[0].AuthorizedOperations = mayWrite
+		b1.respond(due, resp)
+		offloads := r.payloads.offloaded()
+		if len(offloads) != 3 {
+			t.Fatalf("%d batches are offloaded", len(offloads))
+		}
+		offloads[2].finish("P2")
+		b1.silent("its object is durable, that of the batch before it is not")
+		offloads[1].finish("P1")
+		for i, want := range []string{"P1", "P2"} {
+			corr, got := forwarded(t, b1)
+			if got != want {
+				t.Fatalf("the broker got %q, want %q", got, want)
+			}
+			w.b.silent("the broker has not answered the earlier ones")
+			b1.respond(corr, produceAnswered(version))
+			before.expect(int32(i + 1))
+		}
+		if _, got := forwarded(t, w.b); got != "P3" {
+			t.Fatalf("the broker got %q", got)
+		}
+		w.answered(0)
+	})
+}
+
+// Whoever leaves while the broker is asked has nothing stored, and nothing of
+// it is kept.
+func TestAClientThatLeavesWhileItsRightsAreAskedFor(t *testing.T) {
+	for _, answered := range []bool{true, false} {
+		inBubble(t, proxy.Limits{}, func(r *rig) {
+			c, b := r.pairOf(on(true), 12)
+			for i := range int32(3) {
+				c.ask(i, produce(9, -1, [2]string{cold, "x"}))
+			}
+			question := kmsg.NewPtrMetadataRequest()
+			due := b.received(question)
+			_ = c.Close()
+			if answered {
+				resp := metadataResponse(question.Version, cold)
+				resp.Topics[0].AuthorizedOperations = mayWrite
+				_, _ = b.Write(encodeResponse(due, resp))
+			}
+			synctest.Wait()
+			_ = b.Close()
+			for _, o := range r.payloads.offloaded() {
+				o.notify() // with nothing to show for it
+			}
+		})
+	}
+}
+
+// Without an answer to wait for, a client that leaves has still sent what it
+// sent.
+func TestWhatASilentClientSentIsStoredWhenItMay(t *testing.T) {
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		c, b := r.pairOf(on(true), 12)
+		for i := range int32(3) {
+			c.ask(i, produce(9, 0, [2]string{cold, "x"}))
+		}
+		question := kmsg.NewPtrMetadataRequest()
+		due := b.received(question)
+		_ = c.Close()
+		synctest.Wait()
+		resp := metadataResponse(question.Version, cold)
+		resp.Topics[0].AuthorizedOperations = mayWrite
+		b.respond(due, resp)
+		offloads := r.payloads.offloaded()
+		if len(offloads) != 3 {
+			t.Fatalf("%d batches are offloaded", len(offloads))
+		}
+		for _, o := range offloads {
+			o.finish("P1")
+		}
+		for range 3 {
+			if _, got := forwarded(t, b); got != "P1" {
+				t.Fatalf("the broker got %q", got)
+			}
+		}
+		_ = b.Close()
+	})
+}
+
 // Nobody can stand in a stranger's way, whatever producer id he claims.
 func TestAStrangerHoldsNobodyUp(t *testing.T) {
 	const version = 9
@@ -150,6 +252,7 @@ func TestAStrangerHoldsNobodyUp(t *testing.T) {
 		stranger := &peer{t: t, Conn: c}
 		stranger.ask(1, produce(version, -1, [2]string{hot, numbered(7)}))
 		broker := r.broker()
+		broker.speaks(12)
 		forwarded(t, broker) // and never answered
 		victim, b := r.pair(on(false))
 		victim.ask(1, produce(version, -1, [2]string{hot, numbered(7)}))

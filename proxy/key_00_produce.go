@@ -93,6 +93,9 @@ func (c *conn) produce(r *request) error {
 		return err
 	}
 	if r.version >= disklessSince && c.p.opt.Router().HasDiskless() {
+		if err := c.askVersions(); err != nil {
+			return err
+		}
 		if r.version >= wire.ProduceTopicIDs {
 			if err := c.learnProduced(view); err != nil {
 				return err
@@ -102,7 +105,7 @@ func (c *conn) produce(r *request) error {
 			return err
 		}
 	}
-	if r.offloads != nil || r.denied || r.version >= produceEndpointsSince {
+	if r.destined || r.version >= produceEndpointsSince {
 		r.answer = (*conn).produceAnswer
 	}
 	if r.ready != nil {
@@ -145,15 +148,14 @@ func (c *conn) cross(r *request, view *wire.Produce) error {
 
 // destination is a partition of a Produce whose topic is in the diskless tier.
 type destination struct {
-	part  *wire.ProducePartition
+	part  wire.ProducePartition
 	topic string
 	class *tiers.Class
 	facts tiers.TopicFacts
 }
 
 // destinations are the partitions of a request that are for the diskless tier.
-func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce) []destination {
-	destined := c.destined[:0]
+func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce) (destined []destination) {
 	var last struct {
 		topic     string
 		placement tiers.Placement
@@ -178,9 +180,8 @@ func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce)
 			}
 			continue
 		}
-		destined = append(destined, destination{p, topic, last.placement.Class, last.facts})
+		destined = append(destined, destination{*p, topic, last.placement.Class, last.facts})
 	}
-	c.destined = destined
 	return destined
 }
 
@@ -195,10 +196,14 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 	if len(destined) == 0 {
 		return nil
 	}
-	defer clear(destined)
-	if err := c.askPermits(destined); err != nil {
-		return err
-	}
+	r.destined, r.prepare = true, (*conn).placePlaceholders
+	timeout := time.Duration(view.TimeoutMillis) * time.Millisecond
+	return c.whenPermitted(r, destined, func() { c.offloadPermitted(interested, r, destined, timeout) })
+}
+
+// offloadPermitted begins to store what its client may write of a request. It
+// runs in the reader, or in the responder.
+func (c *conn) offloadPermitted(interested context.Context, r *request, destined []destination, timeout time.Duration) {
 	var producer *tiers.Producer // nil for one that waits for no answer
 	var number uint64
 	for _, d := range destined {
@@ -212,24 +217,22 @@ func (c *conn) offload(r *request, view *wire.Produce) error {
 			producer, number = c.producer, c.producer.Begin()
 		}
 		r.await(1)
-		o := &offloaded{ProducePartition: *d.part, topic: d.topic}
+		o := &offloaded{ProducePartition: d.part, topic: d.topic}
 		r.offloads = append(r.offloads, o)
 		o.Offload = c.p.opt.Payloads.Offload(interested, tiers.OffloadRequest{
 			Class:           d.class,
 			TopicPartition:  tiers.TopicPartition{Topic: d.topic, Partition: d.part.Partition},
 			Batch:           r.in.b[d.part.From:d.part.To],
 			MaxMessageBytes: d.facts.MaxMessageBytes,
-			Timeout:         time.Duration(view.TimeoutMillis) * time.Millisecond,
+			Timeout:         timeout,
 			ProduceVersion:  r.version,
 			Producer:        producer,
 			Request:         number,
 		}, r.done)
 	}
 	if r.offloads != nil {
-		r.prepare = (*conn).placePlaceholders
 		c.p.opt.Payloads.Offered(producer)
 	}
-	return nil
 }
 
 // learnProduced has the names of a request's topic ids learnt, and waits for
@@ -306,13 +309,12 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 	if err := wire.ParseProduceResult(result, in.b, body, r.version); err != nil {
 		return nil, err
 	}
-	stored := r.offloads != nil || r.denied
 	for _, p := range result.Partitions {
 		if p.LeaderAt > 0 {
 			topic, ok := c.resultTopic(p, r.version)
 			c.mapLeader(in.b[p.LeaderAt:], topic, ok)
 		}
-		if stored && (p.Error != 0 || r.denied) {
+		if r.destined && (p.Error != 0 || r.denied) {
 			topic, _ := c.resultTopic(p, r.version)
 			c.permits.judged(topic, p.Error)
 		}

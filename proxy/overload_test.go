@@ -207,6 +207,7 @@ func TestLargeFirstRequest(t *testing.T) {
 			b := r.broker()
 			asked := kmsg.NewPtrMetadataRequest()
 			b.respond(b.received(asked), asked.ResponseKind())
+			b.speaks(12)
 			req := kmsg.NewPtrProduceRequest()
 			b.respond(b.received(req), req.ResponseKind())
 			c.expect(1)

@@ -21,6 +21,16 @@ type permits struct {
 	mu     sync.Mutex
 	topics map[string]permit
 	denied time.Time // until then nothing is stored, whatever the topic
+	asking map[string]*question
+	newest *question // the last that is not answered yet; they are answered in order
+}
+
+// question is one about topics, and the requests that wait for its answer. The
+// reader does not wait with them: what its client has sent behind must come in
+// before what it then sends on another connection (crossings.go).
+type question struct {
+	topics  []string
+	waiting []func()
 }
 
 // permit is one topic's. One that has expired is none.
@@ -99,59 +109,141 @@ func (p *permits) judged(topic string, code int16) {
 // operations of topics.
 const permitsSince = 8
 
-// askPermits asks the broker for what is not known of the topics of a Produce.
-// To ask is also to be told whether the client has logged in.
-func (c *conn) askPermits(destined []destination) error {
-	var unknown []string
+// whenPermitted calls then once it is known what the client may write of a
+// request's topics: at once, or when the broker has answered. To ask is also to
+// be told whether the client has logged in.
+func (c *conn) whenPermitted(r *request, destined []destination, then func()) error {
+	unknown, pending := c.permits.missing(destined)
+	if len(unknown) > 0 {
+		version, err := c.permitsVersion()
+		if err != nil {
+			return err
+		}
+		if version < 0 {
+			if err := c.awaitWelcome(); err != nil {
+				return err
+			}
+			for _, topic := range unknown {
+				c.permits.set(topic, true)
+			}
+		} else if err := c.askPermits(version, unknown[:min(len(unknown), maxAsked)]); err != nil {
+			return err
+		} else {
+			pending = true
+		}
+	}
+	if !pending || !c.permits.await(r, then) {
+		then()
+	}
+	return nil
+}
+
+// missing are the topics that must be asked about; pending says that others
+// have been, and the answer has not come.
+func (p *permits) missing(destined []destination) (unknown []string, pending bool) {
 	for i, d := range destined {
 		if i > 0 && d.topic == destined[i-1].topic {
 			continue
 		}
-		if _, known := c.permits.of(d.topic); !known {
+		if _, known := p.of(d.topic); known {
+			continue
+		}
+		p.mu.Lock()
+		asked := p.asking[d.topic] != nil
+		p.mu.Unlock()
+		if pending = pending || asked; !asked {
 			unknown = append(unknown, d.topic)
 		}
 	}
-	if len(unknown) == 0 {
-		return nil
-	}
-	version, err := c.permitsVersion()
-	if err != nil {
-		return err
-	}
-	if version < 0 {
-		if err := c.awaitWelcome(); err != nil {
-			return err
-		}
-		for _, topic := range unknown {
-			c.permits.set(topic, true)
-		}
-		return nil
-	}
+	return unknown, pending
+}
+
+func (c *conn) askPermits(version int16, topics []string) error {
 	req := kmsg.NewPtrMetadataRequest()
 	req.SetVersion(version)
 	req.AllowAutoTopicCreation = false
 	req.IncludeTopicAuthorizedOperations = true
-	for _, topic := range unknown[:min(len(unknown), maxAsked)] {
+	for _, topic := range topics {
 		t := kmsg.NewMetadataRequestTopic()
 		t.Topic = &topic
 		req.Topics = append(req.Topics, t)
 	}
-	return c.askAndWait(req, func(resp kmsg.Response) {
-		m := resp.(*kmsg.MetadataResponse)
-		c.p.learn(m)
-		c.permits.learn(m)
+	q := c.permits.begin(topics)
+	return c.ask(req, func(resp kmsg.Response, err error) {
+		if err == nil {
+			m := resp.(*kmsg.MetadataResponse)
+			c.p.learn(m)
+			c.permits.learn(m)
+		}
+		for _, then := range c.permits.end(q) {
+			then()
+		}
+	})
+}
+
+func (p *permits) begin(topics []string) *question {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	q := &question{topics: topics}
+	if p.asking == nil {
+		p.asking = make(map[string]*question)
+	}
+	for _, topic := range topics {
+		p.asking[topic] = q
+	}
+	p.newest = q
+	return q
+}
+
+// await has r wait for all that is being asked, or reports that nothing is.
+func (p *permits) await(r *request, then func()) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.newest == nil {
+		return false
+	}
+	r.await(1)
+	p.newest.waiting = append(p.newest.waiting, func() { r.whileWanted(then); r.done() })
+	return true
+}
+
+// end returns what has waited for a question.
+func (p *permits) end(q *question) []func() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, topic := range q.topics {
+		if p.asking[topic] == q {
+			delete(p.asking, topic)
+		}
+	}
+	if p.newest == q {
+		p.newest = nil
+	}
+	return q.waiting
+}
+
+// askVersions asks for the broker's versions, for a client that has not, before
+// they are needed: who moves between listeners must not be held up.
+func (c *conn) askVersions() error {
+	if c.versions != nil || c.brokerMetadata.Load() != 0 {
+		return nil
+	}
+	answered := make(chan error)
+	c.versions = answered
+	// v0, which all speak
+	return c.ask(kmsg.NewPtrApiVersionsRequest(), func(resp kmsg.Response, err error) {
+		if err == nil {
+			c.learnVersions(resp.(*kmsg.ApiVersionsResponse))
+		}
+		close(answered)
 	})
 }
 
 // permitsVersion is the version of Metadata in which to ask this broker, or -1
-// when it has none that tells. Clients that have not asked for the broker's
-// versions are none the freer.
+// when it has none that tells.
 func (c *conn) permitsVersion() (int16, error) {
 	if c.brokerMetadata.Load() == 0 {
-		req := kmsg.NewPtrApiVersionsRequest() // v0, which all speak
-		if err := c.askAndWait(req, func(resp kmsg.Response) {
-			c.learnVersions(resp.(*kmsg.ApiVersionsResponse))
-		}); err != nil {
+		if err := c.awaitAnswer(c.versions); err != nil {
 			return 0, err
 		}
 	}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +35,9 @@ type request struct {
 	owed          bool         // the connection counts it as such
 	offloads      []*offloaded // Produce
 	offloading    bool         // the connection's producer counts it
+	destined      bool         // Produce: some batch is for the diskless tier
 	denied        bool         // Produce: some batch is not stored, for its client may not write it
+	unwanted      gate         // closed when it is dropped
 	passages      []passage    // Produce
 	room          [1]passage   // for passages, which are rarely more
 	crossing      crossing     // while it waits for earlier ones
@@ -52,6 +55,22 @@ type request struct {
 	// internal takes the answer to a request of our own; the client never
 	// sees it.
 	internal func(*frame, error)
+}
+
+// gate lets work on a request begin until it is closed.
+type gate struct {
+	mu     sync.Mutex
+	closed bool
+}
+
+// whileWanted does work on a request that may be dropped meanwhile: then before
+// it is, or not at all.
+func (r *request) whileWanted(work func()) {
+	r.unwanted.mu.Lock()
+	defer r.unwanted.mu.Unlock()
+	if !r.unwanted.closed {
+		work()
+	}
 }
 
 // await makes r wait for n more calls of its done method. The first time it
@@ -163,6 +182,9 @@ func (c *conn) forwarder() {
 // drop forgets a request that will not be forwarded.
 func (c *conn) drop(r *request) {
 	c.p.metrics.dropped.Inc()
+	r.unwanted.mu.Lock()
+	r.unwanted.closed = true
+	r.unwanted.mu.Unlock()
 	r.in.forget()
 	c.giveBack(r)
 }
