@@ -36,6 +36,7 @@ type conn struct {
 	present context.Context // ends when the client has gone, or with ctx
 	leave   context.CancelCauseFunc
 
+	deaf     atomic.Bool   // the client takes no more answers; what it sent before it left is still read
 	slots    chan struct{} // one for each request in flight
 	filling  stall         // since when the client owes the rest of a frame
 	toClient sink

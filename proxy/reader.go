@@ -117,7 +117,12 @@ func (f *frameReader) fill(fr *frame) error {
 	return err
 }
 
-func (c *conn) readDeadline(d time.Duration) { _ = c.client.SetReadDeadline(time.Now().Add(d)) }
+func (c *conn) readDeadline(d time.Duration) {
+	if c.deaf.Load() {
+		d = min(d, c.p.limits.DrainTimeout)
+	}
+	_ = c.client.SetReadDeadline(time.Now().Add(d))
+}
 
 // read takes frames from the client until it ends. A frame's first bytes are
 // waited for before anything else, so that a client that leaves is noticed

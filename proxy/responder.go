@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
@@ -126,20 +127,30 @@ func (c *conn) respond(resp *frame) error {
 // send hands one whole answer to the client, if it is still there. A client
 // that takes no byte for WriteTimeout is given up: it holds an answer in memory.
 func (c *conn) send(out [][]byte) {
-	if !c.isGone() {
+	if c.hears() {
 		c.sent(c.toClient.writeAll(out))
 	}
 }
 
 func (c *conn) sendFrame(b []byte) {
-	if !c.isGone() {
+	if c.hears() {
 		c.sent(c.toClient.writeOne(b))
 	}
 }
 
 func (c *conn) sent(n int, err error) {
 	c.p.metrics.clientBytes.Add(float64(n))
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		// It has gone, and may have sent before that what nobody has read yet:
+		// the reader comes to its end.
+		c.deaf.Store(true)
+		c.readDeadline(c.p.limits.DrainTimeout)
+	default:
 		c.lose(fmt.Errorf("writing to client: %w", err))
 	}
 }
+
+// hears reports whether the client may still take answers.
+func (c *conn) hears() bool { return !c.deaf.Load() && !c.isGone() }
