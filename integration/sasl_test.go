@@ -46,8 +46,9 @@ type secured struct {
 	adm       *kadm.Client // through plaintext
 }
 
-// reauthenticate is how long a login by SCRAM-SHA-512 lasts.
-const reauthenticate = time.Second
+// reauthenticate is how long a login by SCRAM-SHA-512 lasts. Brokers refuse to
+// renew one more often than once a second.
+const reauthenticate = 3 * time.Second
 
 func startSecured(t *testing.T) *secured {
 	t.Helper()
@@ -89,7 +90,8 @@ func (*secured) token(user string) sasl.Mechanism {
 // allow gives a user rights, and waits until the broker knows them.
 func (x *secured) allow(t *testing.T, user string, b *kadm.ACLBuilder) {
 	t.Helper()
-	made, err := x.adm.CreateACLs(t.Context(), b.Allow("User:"+user).AllowHosts())
+	b = b.Allow("User:" + user).AllowHosts()
+	made, err := x.adm.CreateACLs(t.Context(), b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +100,18 @@ func (x *secured) allow(t *testing.T, user string, b *kadm.ACLBuilder) {
 			t.Fatal(m.Err)
 		}
 	}
+	eventually(t, "the broker knows what "+user+" may do", func() (bool, string) {
+		results, err := x.adm.DescribeACLs(t.Context(), b)
+		if err != nil {
+			return false, err.Error()
+		}
+		for _, r := range results {
+			if len(r.Described) == 0 {
+				return false, fmt.Sprint(r.Err)
+			}
+		}
+		return true, ""
+	})
 }
 
 func (x *secured) everyMechanism(t *testing.T) {
