@@ -30,8 +30,13 @@ func TestClientsAreThemselves(t *testing.T) {
 	x := startSecured(t)
 	t.Run("every mechanism", x.everyMechanism)
 	t.Run("denials", x.denials)
-	t.Run("logging in again", x.reauthentication)
 	t.Run("TLS to brokers", x.brokersWithTLS)
+}
+
+// Logins that expire are renewed on connections that are in use.
+func TestLongLoginsAreRenewed(t *testing.T) {
+	harness.Long(t)
+	startSecured(t).reauthentication(t)
 }
 
 // secured is a cluster with logins, ACLs and TLS, and replicas in front of it.
