@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/cli"
 	"github.com/sluice-kafka/sluice/config"
@@ -46,7 +48,7 @@ func pages(t *testing.T) []string {
 		}
 		all = append(all, found...)
 	}
-	for _, must := range []string{"README.md", "DESIGN.md", "docs/configuration.md", "docs/metrics.md", "docs/operations.md", "benchmarks/README.md"} {
+	for _, must := range []string{"README.md", "DESIGN.md", "docs/configuration.md", "docs/metrics.md", "docs/operations.md", "docs/protocol.md", "benchmarks/README.md"} {
 		if !slices.Contains(all, must) {
 			t.Errorf("%s is missing", must)
 		}
@@ -357,6 +359,76 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 			if _, ok := code[name]; !ok {
 				t.Errorf("%s: there is no metric %s", file, name)
 			}
+		}
+	}
+}
+
+// The table of the protocol is the code's, each test in it exists, and every key
+// that the codec knows is in it.
+func TestEveryKeyOfTheProtocolIsDocumented(t *testing.T) {
+	row := regexp.MustCompile("(?m)^\\| (\\d+) \\| (\\w+) \\| ([0-9–]*) \\| (\\w+) \\| ([^|]*) \\| ([^|]+) \\|$")
+	tests := map[string]bool{}
+	for _, dir := range []string{"proxy", "integration"} {
+		files, err := filepath.Glob(dir + "/*_test.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(read(t, file), -1) {
+				tests[m[1]] = true
+			}
+		}
+	}
+	apis := map[string]proxy.API{}
+	for _, a := range proxy.APIs() {
+		apis[fmt.Sprint(a.Key)] = a
+	}
+	documented := map[string]bool{}
+	last := -1
+	for _, m := range row.FindAllStringSubmatch(read(t, "docs/protocol.md"), -1) {
+		key, name, versions, treatment, what, shown := m[1], m[2], m[3], m[4], m[5], m[6]
+		n, err := strconv.Atoi(key)
+		if err != nil || n <= last {
+			t.Errorf("key %s is not in order", key)
+		}
+		last = n
+		documented[key] = true
+		a, ok := apis[key]
+		if !ok {
+			t.Errorf("key %s is documented, and the code does not know it", key)
+			continue
+		}
+		want := fmt.Sprintf("%d–%d", a.Min, a.Max)
+		switch {
+		case a.Treatment == proxy.Hide:
+			want = ""
+		case a.Min == a.Max:
+			want = fmt.Sprint(a.Min)
+		}
+		if name != a.Name || versions != want || treatment != string(a.Treatment) {
+			t.Errorf("key %s: the page says %s, %s, %s; the code %s, %s, %s", key, name, versions, treatment, a.Name, want, a.Treatment)
+		}
+		if strings.TrimSpace(what) == "" && a.Treatment != proxy.Relay {
+			t.Errorf("%s: the page does not say what is done with it", name)
+		}
+		named := regexp.MustCompile("`(\\w+)`").FindAllStringSubmatch(shown, -1)
+		if len(named) == 0 {
+			t.Errorf("%s is shown by no test", name)
+		}
+		for _, m := range named {
+			if !tests[m[1]] {
+				t.Errorf("%s: there is no test %s", name, m[1])
+			}
+		}
+	}
+	for key, a := range apis {
+		if !documented[key] {
+			t.Errorf("key %s (%s) is not documented", key, a.Name)
+		}
+	}
+	for key := range int16(kmsg.MaxKey + 1) {
+		if _, ok := apis[fmt.Sprint(key)]; !ok && kmsg.NameForKey(key) != "Unknown" {
+			t.Errorf("the codec knows key %d (%s), and the proxy says nothing of it", key, kmsg.NameForKey(key))
 		}
 	}
 }

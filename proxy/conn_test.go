@@ -107,6 +107,26 @@ func TestWhatIsNotKafkaIsRefused(t *testing.T) {
 	}
 }
 
+// What only brokers may say, and what is not known, ends a connection before
+// anything of it reaches the broker, also from a client that did not ask what is
+// offered.
+func TestHiddenKeysAreRefused(t *testing.T) {
+	refused := []int16{-1, 95, 127, 128, 9999}
+	for _, a := range proxy.APIs() {
+		if a.Treatment == proxy.Hide {
+			refused = append(refused, a.Key)
+		}
+	}
+	for _, key := range refused {
+		inBubble(t, proxy.Limits{}, func(r *rig) {
+			c, b := r.pair(bootstrap)
+			go c.raw([]byte{0, 0, 0, 10, byte(uint16(key) >> 8), byte(key), 0, 0, 0, 0, 0, 9, 0xff, 0xff})
+			b.closed()
+			c.closed()
+		})
+	}
+}
+
 func TestWhatPrecedesAnErrorIsAnswered(t *testing.T) {
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		c, b := r.pair(bootstrap)
