@@ -366,7 +366,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 // The table of the protocol is the code's, each test in it exists, and every key
 // that the codec knows is in it.
 func TestEveryKeyOfTheProtocolIsDocumented(t *testing.T) {
-	row := regexp.MustCompile("(?m)^\\| (\\d+) \\| (\\w+) \\| ([0-9–]*) \\| (\\w+) \\| ([^|]*) \\| ([^|]+) \\|$")
+	row := regexp.MustCompile(`(?m)^\| (\d+) \| (\w+) \| ([0-9–]*) \| (\w+) \| ([^|]*) \| ([^|]+) \|$`)
 	tests := map[string]bool{}
 	for _, dir := range []string{"proxy", "integration"} {
 		files, err := filepath.Glob(dir + "/*_test.go")

@@ -19,6 +19,7 @@ import (
 // Config is a checked configuration: plain values, every default filled in.
 // It is not changed after it was read.
 type Config struct {
+	File   string // its name, without the folder
 	Kafka  Kafka
 	Listen Listen
 	Admin  string // host:port of /metrics, /livez and /readyz

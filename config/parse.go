@@ -41,12 +41,14 @@ func Load(path string) (*Config, error) {
 // Parse checks the content of a file. Other files that it names are looked for
 // in the folder of path. The error is always Problems.
 func Parse(path string, data []byte) (*Config, error) {
+	cfg := defaults()
+	cfg.File = filepath.Base(path)
 	p := &parser{
 		source: newSource(path, bytes.TrimPrefix(data, []byte("\ufeff"))),
 		dir:    filepath.Dir(path),
 		keys:   schema(),
 		places: map[string]place{},
-		cfg:    defaults(),
+		cfg:    cfg,
 		files:  secretFiles{secretKey: map[string]*string{}},
 	}
 	if root := p.tree(data); root != nil {

@@ -12,7 +12,8 @@ import (
 //
 // CreateTopics (19), v0–v7; CreatePartitions (37), v0–v3;
 // AlterPartitionReassignments (45), v0–v1; UnregisterBroker (64), v0;
-// DeleteTopics (20), v0–v6, passes unchanged. After those that create, change
+// DeleteTopics (20), v0–v6, passes unchanged. A topic that is to be created
+// with one of sluice's own configurations is refused (configs.go). After those that create, change
 // or delete topics, what was known of the topics is forgotten.
 
 func mapBack(ids []int32) (changed bool) {
@@ -48,14 +49,36 @@ func (c *conn) createTopics(r *request) error {
 	}
 	changed := false
 	var topics []string
+	var refused []refusal
+	kept := req.Topics[:0]
+creations:
 	for i := range req.Topics {
+		for _, cfg := range req.Topics[i].Configs {
+			if ref, own := c.refusesOwn(kmsg.ConfigResourceTypeTopic, req.Topics[i].Topic, cfg.Name); own {
+				refused, changed = append(refused, ref), true
+				continue creations
+			}
+		}
 		topics = append(topics, req.Topics[i].Topic)
 		for j := range req.Topics[i].ReplicaAssignment {
 			changed = mapBack(req.Topics[i].ReplicaAssignment[j].Replicas) || changed
 		}
+		kept = append(kept, req.Topics[i])
 	}
+	req.Topics = kept
 	if changed {
 		replaceBody(r, req)
+	}
+	if len(refused) > 0 {
+		r.answer = rewrite(kmsg.NewPtrCreateTopicsResponse, func(resp *kmsg.CreateTopicsResponse) error {
+			for _, ref := range refused {
+				t := kmsg.NewCreateTopicsResponseTopic()
+				t.Topic, t.ErrorCode, t.ErrorMessage = ref.name, ref.code, &ref.message
+				t.NumPartitions, t.ReplicationFactor = -1, -1
+				resp.Topics = append(resp.Topics, t)
+			}
+			return nil
+		})
 	}
 	c.invalidateAfter(r, topics)
 	return nil

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -17,8 +18,65 @@ import (
 //   - cleanup.policy=compact on a topic that is in the diskless tier is refused
 //     with POLICY_VIOLATION: compaction would destroy placeholders, whose
 //     records have no keys. The other resources of the request go on.
+//   - A described topic has three more entries, read-only, so that any tool shows
+//     where its batches go: sluice.class, sluice.tier and sluice.rule. To set one
+//     is refused with INVALID_CONFIG, also in CreateTopics; AlterConfigs, which
+//     names all that a topic has, may give them back as they are. Where no rule
+//     leads to a diskless class there are none.
 
-const errPolicyViolation = 44
+const (
+	errInvalidConfig   = 40
+	errPolicyViolation = 44
+
+	ownConfigs  = "sluice."
+	classConfig = ownConfigs + "class"
+	tierConfig  = ownConfigs + "tier"
+	ruleConfig  = ownConfigs + "rule"
+)
+
+// ownConfig is one entry of ours.
+type ownConfig struct{ name, value, documentation string }
+
+// ownConfigsOf are a topic's, whose cleanup.policy is known or "".
+func (c *conn) ownConfigsOf(topic, cleanup string) []ownConfig {
+	router := c.p.opt.Router()
+	if !router.HasDiskless() {
+		return nil
+	}
+	placed := router.Place(topic, tiers.TopicFacts{Known: true, Internal: strings.HasPrefix(topic, "__"), Compacted: strings.Contains(cleanup, "compact")})
+	tier, rule := placed.Tier.String(), "default_class"
+	if placed.Reason != tiers.ByClass {
+		tier += " (" + string(placed.Reason) + ")"
+	}
+	if placed.Rule.Index >= 0 {
+		rule = fmt.Sprintf("topics[%d]: %s", placed.Rule.Index, placed.Rule.Pattern)
+		if placed.Rule.Line > 0 {
+			rule = fmt.Sprintf("line %d: %s", placed.Rule.Line, placed.Rule.Pattern)
+		}
+	}
+	return []ownConfig{
+		{classConfig, placed.Class.Name, "The topic's latency class, by the rules of " + c.p.configuration() + "."},
+		{tierConfig, tier, "Where the payloads of its next batches go: into the brokers' log, or into objects."},
+		{ruleConfig, rule, "What decides its class in " + c.p.configuration() + "."},
+	}
+}
+
+// configuration is what clients are told the file is called.
+func (p *Proxy) configuration() string {
+	if p.opt.Configuration == "" {
+		return "sluice's configuration"
+	}
+	return "sluice's configuration file " + p.opt.Configuration
+}
+
+// refusesOwn decides whether setting a configuration must be refused because
+// it is one of ours.
+func (c *conn) refusesOwn(kind kmsg.ConfigResourceType, topic, config string) (refusal, bool) {
+	if kind != kmsg.ConfigResourceTypeTopic || !strings.HasPrefix(config, ownConfigs) || !c.p.opt.Router().HasDiskless() {
+		return refusal{}, false
+	}
+	return refusal{kind, topic, errInvalidConfig, fmt.Sprintf("%s of topic %q cannot be set here: it shows what %s says. Change the rules under topics: there", config, topic, c.p.configuration())}, true
+}
 
 // renamed remembers what a client called a resource.
 type renamed map[string]string
@@ -43,23 +101,60 @@ func (c *conn) describeConfigs(r *request) error {
 			res.ResourceName = real
 		}
 	}
-	if len(names) == 0 {
+	asked := make(map[string][]string) // which configurations of a topic; nil for all
+	for _, res := range req.Resources {
+		if res.ResourceType == kmsg.ConfigResourceTypeTopic && c.p.opt.Router().HasDiskless() {
+			asked[res.ResourceName] = res.ConfigNames
+		}
+	}
+	if len(names) > 0 {
+		replaceBody(r, req)
+	}
+	if len(names) == 0 && len(asked) == 0 {
 		return nil
 	}
-	replaceBody(r, req)
 	r.answer = rewrite(kmsg.NewPtrDescribeConfigsResponse, func(resp *kmsg.DescribeConfigsResponse) error {
 		for i := range resp.Resources {
-			resp.Resources[i].ResourceName = names.back(resp.Resources[i].ResourceName)
+			res := &resp.Resources[i]
+			res.ResourceName = names.back(res.ResourceName)
+			// Who may not describe a topic learns nothing of it here either.
+			if only, ok := asked[res.ResourceName]; ok && res.ResourceType == kmsg.ConfigResourceTypeTopic && res.ErrorCode == 0 {
+				c.addOwn(res, only, req.IncludeDocumentation)
+			}
 		}
 		return nil
 	})
 	return nil
 }
 
+// addOwn adds our entries to a described topic.
+func (c *conn) addOwn(res *kmsg.DescribeConfigsResponseResource, only []string, documented bool) {
+	cleanup := ""
+	for _, cfg := range res.Configs {
+		if cfg.Name == "cleanup.policy" && cfg.Value != nil {
+			cleanup = *cfg.Value
+		}
+	}
+	for _, own := range c.ownConfigsOf(res.ResourceName, cleanup) {
+		if only != nil && !slices.Contains(only, own.name) {
+			continue
+		}
+		cfg := kmsg.NewDescribeConfigsResponseResourceConfig()
+		cfg.Name, cfg.Value, cfg.ReadOnly, cfg.ConfigType = own.name, &own.value, true, kmsg.ConfigTypeString
+		// Tools show it, and those that copy a topic's own settings do not.
+		cfg.Source = kmsg.ConfigSourceStaticBrokerConfig
+		if documented {
+			cfg.Documentation = &own.documentation
+		}
+		res.Configs = append(res.Configs, cfg)
+	}
+}
+
 // refusal is a resource that is not forwarded.
 type refusal struct {
 	kind    kmsg.ConfigResourceType
 	name    string
+	code    int16
 	message string
 }
 
@@ -73,8 +168,21 @@ func (c *conn) compacts(kind kmsg.ConfigResourceType, topic, config string, valu
 		return refusal{}, false
 	}
 	c.p.metrics.compactedAfter.Inc()
-	return refusal{kind, topic, fmt.Sprintf("topic %q is in the diskless tier (class %s): compaction would destroy its records. "+
+	return refusal{kind, topic, errPolicyViolation, fmt.Sprintf("topic %q is in the diskless tier (class %s): compaction would destroy its records. "+
 		"Give it a low-latency class in sluice's configuration first, and wait until retention has removed what is in objects", topic, placement.Class.Name)}, true
+}
+
+// isOwn reports whether a value is one that describing the topic shows, whatever
+// its cleanup.policy.
+func (c *conn) isOwn(topic, config string, value *string) bool {
+	for _, cleanup := range []string{"", "compact"} {
+		for _, own := range c.ownConfigsOf(topic, cleanup) {
+			if own.name == config && value != nil && *value == own.value {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (c *conn) alterConfigs(r *request) error {
@@ -91,12 +199,23 @@ resources:
 		if real, ok := realBroker(res.ResourceType, res.ResourceName); ok {
 			names[real], res.ResourceName, changed = res.ResourceName, real, true
 		}
+		var configs []kmsg.AlterConfigsRequestResourceConfig
 		for _, cfg := range res.Configs {
 			if ref, ok := c.compacts(res.ResourceType, res.ResourceName, cfg.Name, cfg.Value); ok {
 				refused, changed = append(refused, ref), true
 				continue resources
 			}
+			if ref, own := c.refusesOwn(res.ResourceType, res.ResourceName, cfg.Name); own {
+				changed = true
+				if !c.isOwn(res.ResourceName, cfg.Name, cfg.Value) {
+					refused = append(refused, ref)
+					continue resources
+				}
+				continue
+			}
+			configs = append(configs, cfg)
 		}
+		res.Configs = configs
 		if res.ResourceType == kmsg.ConfigResourceTypeTopic {
 			topics = append(topics, res.ResourceName)
 		}
@@ -111,7 +230,7 @@ resources:
 			}
 			for _, ref := range refused {
 				res := kmsg.NewAlterConfigsResponseResource()
-				res.ErrorCode, res.ErrorMessage = errPolicyViolation, &ref.message
+				res.ErrorCode, res.ErrorMessage = ref.code, &ref.message
 				res.ResourceType, res.ResourceName = ref.kind, ref.name
 				resp.Resources = append(resp.Resources, res)
 			}
@@ -137,6 +256,10 @@ resources:
 			names[real], res.ResourceName, changed = res.ResourceName, real, true
 		}
 		for _, cfg := range res.Configs {
+			if ref, ok := c.refusesOwn(res.ResourceType, res.ResourceName, cfg.Name); ok {
+				refused, changed = append(refused, ref), true
+				continue resources
+			}
 			if cfg.Op == kmsg.IncrementalAlterConfigOpDelete || cfg.Op == kmsg.IncrementalAlterConfigOpSubtract {
 				continue
 			}
@@ -159,7 +282,7 @@ resources:
 			}
 			for _, ref := range refused {
 				res := kmsg.NewIncrementalAlterConfigsResponseResource()
-				res.ErrorCode, res.ErrorMessage = errPolicyViolation, &ref.message
+				res.ErrorCode, res.ErrorMessage = ref.code, &ref.message
 				res.ResourceType, res.ResourceName = ref.kind, ref.name
 				resp.Resources = append(resp.Resources, res)
 			}

@@ -682,3 +682,148 @@ func TestProduceToAnUnknownTopicID(t *testing.T) {
 		}
 	})
 }
+
+// Any tool shows a topic's class, and none can set it.
+func TestTopicsShowTheirClass(t *testing.T) {
+	ours := func(r kmsg.DescribeConfigsResponseResource) string {
+		var lines []string
+		for _, c := range r.Configs {
+			if strings.HasPrefix(c.Name, "sluice.") {
+				if !c.ReadOnly || c.IsSensitive {
+					t.Errorf("%s: %+v", r.ResourceName, c)
+				}
+				lines = append(lines, c.Name+"="+*c.Value)
+			}
+		}
+		return strings.Join(lines, " ")
+	}
+	const all, compact, denied, broker = "telemetry-all", "telemetry-compact", "telemetry-denied", "1"
+	versions(t, 32, true, func(t *testing.T, r *rig, v int16) {
+		req := kmsg.NewPtrDescribeConfigsRequest()
+		req.SetVersion(v)
+		resp, got := kmsg.NewPtrDescribeConfigsResponse(), kmsg.NewPtrDescribeConfigsResponse()
+		for _, name := range []string{all, compact, cold, hot, denied, broker} {
+			res, told := kmsg.NewDescribeConfigsRequestResource(), kmsg.NewDescribeConfigsResponseResource()
+			res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, name
+			cfg := kmsg.NewDescribeConfigsResponseResourceConfig()
+			cfg.Name, cfg.Value = "cleanup.policy", strptr("delete")
+			switch name {
+			case compact:
+				cfg.Value = strptr("compact")
+			case cold:
+				res.ConfigNames = []string{"cleanup.policy", "sluice.tier"}
+			case hot:
+				res.ConfigNames = []string{"retention.ms"}
+			case denied:
+				told.ErrorCode = 29
+			case broker:
+				res.ResourceType = kmsg.ConfigResourceTypeBroker
+			}
+			told.ResourceType, told.ResourceName = res.ResourceType, name
+			told.Configs = append(told.Configs, cfg)
+			req.Resources, resp.Resources = append(req.Resources, res), append(resp.Resources, told)
+		}
+		r.exchange(bootstrap, req, resp, got)
+		for i, want := range []string{
+			"sluice.class=telemetry sluice.tier=diskless sluice.rule=topics[0]: telemetry*",
+			"sluice.class=telemetry sluice.tier=low-latency (compacted: inline) sluice.rule=topics[0]: telemetry*",
+			"sluice.tier=diskless", "", "", "",
+		} {
+			if g := ours(got.Resources[i]); g != want {
+				t.Errorf("v%d, %s shows %q, want %q", v, got.Resources[i].ResourceName, g, want)
+			}
+		}
+	})
+	inBubbleWith(t, proxy.Limits{}, false, func(r *rig) {
+		req, resp := kmsg.NewPtrDescribeConfigsRequest(), kmsg.NewPtrDescribeConfigsResponse()
+		res, told := kmsg.NewDescribeConfigsRequestResource(), kmsg.NewDescribeConfigsResponseResource()
+		res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, cold
+		told.ResourceType, told.ResourceName = res.ResourceType, cold
+		req.Resources, resp.Resources = append(req.Resources, res), append(resp.Resources, told)
+		got := kmsg.NewPtrDescribeConfigsResponse()
+		r.exchange(bootstrap, req, resp, got)
+		if g := ours(got.Resources[0]); g != "" {
+			t.Errorf("without any diskless class a topic shows %q", g)
+		}
+	})
+
+	versions(t, 33, true, func(t *testing.T, r *rig, v int16) {
+		req := kmsg.NewPtrAlterConfigsRequest()
+		req.SetVersion(v)
+		for name, class := range map[string]string{cold: "telemetry", all: "control"} {
+			res := kmsg.NewAlterConfigsRequestResource()
+			res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, name
+			for _, pair := range [][2]string{{"retention.ms", "1"}, {"sluice.class", class}} {
+				cfg := kmsg.NewAlterConfigsRequestResourceConfig()
+				cfg.Name, cfg.Value = pair[0], &pair[1]
+				res.Configs = append(res.Configs, cfg)
+			}
+			req.Resources = append(req.Resources, res)
+		}
+		resp, got := kmsg.NewPtrAlterConfigsResponse(), kmsg.NewPtrAlterConfigsResponse()
+		res := kmsg.NewAlterConfigsResponseResource()
+		res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, cold
+		resp.Resources = append(resp.Resources, res)
+		sent := r.exchange(bootstrap, req, resp, got).(*kmsg.AlterConfigsRequest)
+		if len(sent.Resources) != 1 || sent.Resources[0].ResourceName != cold || len(sent.Resources[0].Configs) != 1 {
+			t.Errorf("the broker was asked for %+v", sent.Resources)
+		}
+		if len(got.Resources) != 2 || got.Resources[1].ResourceName != all || got.Resources[1].ErrorCode != 40 || !strings.Contains(*got.Resources[1].ErrorMessage, "configuration") {
+			t.Errorf("the client was told of %+v", got.Resources)
+		}
+	})
+	versions(t, 44, true, func(t *testing.T, r *rig, v int16) {
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		req.SetVersion(v)
+		for i, name := range []string{cold, all, compact} {
+			res := kmsg.NewIncrementalAlterConfigsRequestResource()
+			res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, name
+			cfg := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+			cfg.Name, cfg.Value = "sluice.class", strptr("control")
+			switch i {
+			case 1:
+				cfg.Op, cfg.Value = kmsg.IncrementalAlterConfigOpDelete, nil
+			case 2:
+				cfg.Name = "retention.ms"
+			}
+			res.Configs = append(res.Configs, cfg)
+			req.Resources = append(req.Resources, res)
+		}
+		resp, got := kmsg.NewPtrIncrementalAlterConfigsResponse(), kmsg.NewPtrIncrementalAlterConfigsResponse()
+		res := kmsg.NewIncrementalAlterConfigsResponseResource()
+		res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, compact
+		resp.Resources = append(resp.Resources, res)
+		sent := r.exchange(bootstrap, req, resp, got).(*kmsg.IncrementalAlterConfigsRequest)
+		if len(sent.Resources) != 1 || sent.Resources[0].ResourceName != compact {
+			t.Errorf("the broker was asked for %+v", sent.Resources)
+		}
+		if len(got.Resources) != 3 || got.Resources[1].ErrorCode != 40 || got.Resources[2].ErrorCode != 40 {
+			t.Errorf("the client was told of %+v", got.Resources)
+		}
+	})
+	versions(t, 19, true, func(t *testing.T, r *rig, v int16) {
+		req := kmsg.NewPtrCreateTopicsRequest()
+		req.SetVersion(v)
+		for _, name := range []string{cold, all} {
+			topic := kmsg.NewCreateTopicsRequestTopic()
+			topic.Topic = name
+			if name == all {
+				cfg := kmsg.NewCreateTopicsRequestTopicConfig()
+				cfg.Name, cfg.Value = "sluice.tier", strptr("diskless")
+				topic.Configs = append(topic.Configs, cfg)
+			}
+			req.Topics = append(req.Topics, topic)
+		}
+		resp, got := kmsg.NewPtrCreateTopicsResponse(), kmsg.NewPtrCreateTopicsResponse()
+		topic := kmsg.NewCreateTopicsResponseTopic()
+		topic.Topic = cold
+		resp.Topics = append(resp.Topics, topic)
+		sent := r.exchange(bootstrap, req, resp, got).(*kmsg.CreateTopicsRequest)
+		if len(sent.Topics) != 1 || sent.Topics[0].Topic != cold {
+			t.Errorf("the broker was asked for %+v", sent.Topics)
+		}
+		if len(got.Topics) != 2 || got.Topics[1].Topic != all || got.Topics[1].ErrorCode != 40 {
+			t.Errorf("the client was told of %+v", got.Topics)
+		}
+	})
+}

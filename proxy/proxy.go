@@ -127,10 +127,12 @@ type Options struct {
 	// sluice's, not as anonymous.
 	OneIdentity bool
 	Router      func() *router.Router // the rules in force now
-	Limits      Limits
-	Listen      func(network, address string) (net.Listener, error) // nil: net.Listen
-	Logger      zerolog.Logger
-	Metrics     prometheus.Registerer
+	// Configuration is the file with the rules, as clients are told it.
+	Configuration string
+	Limits        Limits
+	Listen        func(network, address string) (net.Listener, error) // nil: net.Listen
+	Logger        zerolog.Logger
+	Metrics       prometheus.Registerer
 }
 
 // Proxy accepts clients and relays them.

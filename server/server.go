@@ -156,7 +156,8 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 		Quotas:    quotas,
 		Router:    s.router.Load,
 
-		OneIdentity: cfg.Kafka.TLS.Cert != "",
+		OneIdentity:   cfg.Kafka.TLS.Cert != "",
+		Configuration: cfg.File,
 		Limits: proxy.Limits{
 			Connections:         l.Connections,
 			ConnectionsPerIP:    l.ConnectionsPerIP,
