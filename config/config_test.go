@@ -41,6 +41,7 @@ func TestTheIssuesExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := defaults()
+	want.File = "issue.yaml"
 	want.Kafka.Bootstrap = []string{"127.0.0.1:9092"}
 	want.Listen = Listen{
 		Bootstrap: "127.0.0.1:19092",

@@ -73,7 +73,7 @@ func (x tools) equal(tool string, args ...string) string {
 
 // ownConfigs are what topics show beside their own, as kafka-topics and
 // kafka-configs print it.
-var ownConfigs = regexp.MustCompile(`,?sluice\.(class|tier|rule)=[^,\t\n]*|(?m)^  sluice\..*\n`)
+var ownConfigs = regexp.MustCompile(`(?m)^[ \t]*sluice\..*(?:\n|\z)|sluice\.(class|tier|rule)=[^,\t\n]*(,|$)|,sluice\.(class|tier|rule)=[^,\t\n]*$`)
 
 func sorted(s string) string {
 	lines := strings.Split(s, "\n")
