@@ -21,6 +21,7 @@ type readBreaker struct {
 	failures int // in a row
 	lastErr  error
 	probing  bool
+	answered time.Time // the last time that the store gave an answer
 	next     time.Time // not before may it be tried again
 }
 
@@ -38,6 +39,24 @@ func (b *readBreaker) allow(now time.Time) (probe bool, err error) {
 	return probe, b.lastErr
 }
 
+// vouched is how long an answer of the store speaks for it. It is asked again
+// after half of that, so that a store which is well is vouched for all the time.
+const vouched = 10 * time.Second
+
+// vouch is allow for whoever pays for a read that fails: the store's last read
+// was answered, and lately. Nobody may have read for long, so it may be time to
+// try even when nothing is amiss.
+func (b *readBreaker) vouch(now time.Time) (probe, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	age := now.Sub(b.answered)
+	ok = b.failures == 0 && age < vouched
+	if (!ok || age >= vouched/2) && !b.probing && !now.Before(b.next) {
+		b.probing, probe = true, true
+	}
+	return probe, ok
+}
+
 // note what a read has come to; it reports whether the store's state turned.
 func (b *readBreaker) note(err error, pause time.Duration) (turned, readable bool) {
 	b.mu.Lock()
@@ -51,7 +70,7 @@ func (b *readBreaker) note(err error, pause time.Duration) (turned, readable boo
 		b.failures++
 		b.lastErr = err
 	} else {
-		b.failures = 0
+		b.failures, b.answered = 0, time.Now()
 	}
 	readable = b.failures < tripAfter
 	return before != readable, readable

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -71,6 +72,54 @@ func TestAStoreThatGivesNoAnswerHoldsNobodyUpForLong(t *testing.T) {
 		}
 		if reader.Status()[0].ReadErr != "" || testutil.ToFloat64(reader.metrics.readable.WithLabelValues("default")) != 1 {
 			t.Error("it is still said to be unreadable")
+		}
+	})
+}
+
+// Of a store that nobody reads it is known all the same whether it can be read:
+// what a share group acquires in vain counts against the records, once for each
+// replica that has not noticed.
+func TestAStoreIsVouchedForOnlyWhileItAnswers(t *testing.T) {
+	inBubble(t, Limits{GetTimeout: 30 * time.Second, ProbeInterval: time.Second}, func(t *testing.T, r *rig) {
+		r.send(offer{}).placeholder()
+		reader := r.another(Limits{GetTimeout: 30 * time.Second, ProbeInterval: time.Second})
+		class := telemetry()
+		if reader.Readable(class) {
+			t.Error("a store that was never asked is vouched for")
+		}
+		synctest.Wait()
+		asked := r.store.Count(objstore.OpGet)
+		for range 600 { // a minute of a member that polls
+			time.Sleep(100 * time.Millisecond)
+			if synctest.Wait(); !reader.Readable(class) {
+				t.Fatal("a store that is well is not vouched for")
+			}
+		}
+		if n := r.store.Count(objstore.OpGet) - asked; n < 6 || n > 12 {
+			t.Errorf("it was asked %d times in a minute", n)
+		}
+		r.faulty.Decide(func(op objstore.Op, _ string) objstore.Fault {
+			if op == objstore.OpGet {
+				return objstore.Fault{Delay: time.Hour}
+			}
+			return objstore.Fault{}
+		})
+		began := time.Now()
+		for reader.Readable(class) {
+			time.Sleep(100 * time.Millisecond)
+			if synctest.Wait(); time.Since(began) > vouched {
+				t.Fatalf("it is vouched for %v after its last answer, although nobody has read", time.Since(began))
+			}
+		}
+		time.Sleep(time.Minute)
+		if reader.Readable(class) {
+			t.Error("it gives no answer and is vouched for")
+		}
+		r.faulty.Decide(nil)
+		for began = time.Now(); !reader.Readable(class); time.Sleep(100 * time.Millisecond) {
+			if synctest.Wait(); time.Since(began) > 3*time.Minute {
+				t.Fatal("it is well again and nobody has noticed")
+			}
 		}
 	})
 }

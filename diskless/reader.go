@@ -332,9 +332,9 @@ func (t *Tier) get(w *writer, k chunkKey) ([]byte, error) {
 	return b, nil
 }
 
-// Readable reports whether a class's store answers readers, as far as is known.
-// While it does not, whoever asks has it tried now and then: there may be no
-// reader left to do so.
+// Readable reports whether a class's store has answered its last reader, within
+// the last ten seconds. Whoever asks has it tried now and then: there may be no
+// reader to do so.
 func (t *Tier) Readable(class *tiers.Class) bool {
 	w := t.writer(class.Store)
 	if w == nil {
@@ -344,11 +344,11 @@ func (t *Tier) Readable(class *tiers.Class) bool {
 	if store == nil {
 		return false
 	}
-	probe, err := w.reads.allow(time.Now())
+	probe, ok := w.reads.vouch(time.Now())
 	if probe {
 		go t.tryRead(w, store) // it ends with the tier, or with GetTimeout
 	}
-	return err == nil
+	return ok
 }
 
 // tryRead finds out whether a store answers: which object is asked for does not

@@ -36,9 +36,10 @@ import (
 //   - CurrentLeader and NodeEndpoints are mapped.
 
 const (
-	errNotLeaderOrFollower  = 6
-	errFencedLeaderEpoch    = 74
-	errShareSessionNotFound = 122
+	errNotLeaderOrFollower      = 6
+	errFencedLeaderEpoch        = 74
+	errShareSessionNotFound     = 122
+	errShareSessionLimitReached = 133
 
 	// firstShareRecord is how large records are taken to be before any was seen.
 	firstShareRecord = 64 << 10
@@ -57,10 +58,17 @@ func (c *conn) shareFetch(r *request) error {
 	}
 	c.shareAs(&req.MemberID)
 	session := c.shares.session(req.GroupID, req.MemberID, req.ShareSessionEpoch)
-	if session == nil {
-		// Which partitions it has is not known here; a new session says.
+	refused := int16(0)
+	switch {
+	case session == nil:
+		refused = errShareSessionNotFound // which partitions it has is not known here; a new one says
+	case session.crowded(req):
+		session.refuse() // the broker's epoch stays behind
+		refused = errShareSessionLimitReached
+	}
+	if refused != 0 {
 		resp := kmsg.NewPtrShareFetchResponse()
-		resp.ErrorCode = errShareSessionNotFound
+		resp.ErrorCode = refused
 		r.local = encodeResponse(r, resp)
 		return nil
 	}

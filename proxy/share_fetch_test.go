@@ -152,3 +152,26 @@ func TestShareSessionOfAnotherConnection(t *testing.T) {
 		}
 	})
 }
+
+// A session that would be remembered with too much is refused, and with it what
+// follows on it: the broker has not seen the request.
+func TestShareSessionThatIsTooLarge(t *testing.T) {
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		f := r.fetcher(on(true), 13)
+		req := shareFetch(2, 0)
+		req.Topics[0].Partitions = make([]kmsg.ShareFetchRequestTopicPartition, 20_000)
+		for i := range req.Topics[0].Partitions {
+			req.Topics[0].Partitions[i].Partition = int32(i)
+		}
+		f.c.ask(80, req)
+		resp := kmsg.NewPtrShareFetchResponse()
+		resp.SetVersion(2)
+		if f.c.answer(80, resp); resp.ErrorCode != 133 {
+			t.Errorf("error %d, want SHARE_SESSION_LIMIT_REACHED", resp.ErrorCode)
+		}
+		f.c.ask(81, shareFetch(2, 1))
+		if f.c.answer(81, resp); resp.ErrorCode != 122 {
+			t.Errorf("then error %d, want SHARE_SESSION_NOT_FOUND", resp.ErrorCode)
+		}
+	})
+}

@@ -37,8 +37,13 @@ type sharePartition struct {
 	partition int32
 }
 
-// maxShareSessions bounds those of one connection; clients have one.
-const maxShareSessions = 64
+const (
+	// maxShareSessions bounds those of one connection; clients have one.
+	maxShareSessions = 8
+	// maxSharePartitions bounds those of a session, of which a client has what the
+	// broker leads.
+	maxSharePartitions = 10_000
+)
 
 type shareKey struct{ group, member string }
 
@@ -94,6 +99,21 @@ type shareSession struct {
 	refused      bool                    // what the broker has is not known
 	recordSize   int                     // bytes, of the last records seen
 	placeholders bool
+}
+
+// crowded reports whether a request would make the session too large.
+func (s *shareSession) crowded(req *kmsg.ShareFetchRequest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.partitions)
+	for _, t := range req.Topics {
+		for _, p := range t.Partitions {
+			if _, ok := s.partitions[sharePartition{t.TopicID, p.Partition}]; !ok {
+				n++
+			}
+		}
+	}
+	return n > maxSharePartitions
 }
 
 func newShareSession() *shareSession {

@@ -166,6 +166,37 @@ func TestShareSessionsThatAreNotKnown(t *testing.T) {
 	}
 }
 
+// What is remembered of a session is bounded, whatever a client names.
+func TestShareSessionsAreOfLimitedSize(t *testing.T) {
+	var s shareSessions
+	name := "x"
+	ask := func(from, n int) *kmsg.ShareFetchRequest {
+		req := kmsg.NewPtrShareFetchRequest()
+		topic := kmsg.NewShareFetchRequestTopic()
+		for i := range n {
+			p := kmsg.NewShareFetchRequestTopicPartition()
+			p.Partition = int32(from + i)
+			topic.Partitions = append(topic.Partitions, p)
+		}
+		req.Topics, req.ShareSessionEpoch = append(req.Topics, topic), 1
+		return req
+	}
+	session := s.session(&name, &name, 0)
+	if session.crowded(ask(0, maxSharePartitions)) {
+		t.Fatal("as many as there may be are too many")
+	}
+	session.arrange(ask(0, maxSharePartitions), func(sharePartition) bool { return false })
+	if session.crowded(ask(0, maxSharePartitions)) {
+		t.Error("those that it has are counted again")
+	}
+	if !session.crowded(ask(maxSharePartitions, 1)) {
+		t.Error("one more is not too many")
+	}
+	if session = s.session(&name, &name, 0); !session.crowded(ask(0, maxSharePartitions+1)) {
+		t.Error("a session may begin too large")
+	}
+}
+
 func TestWithheldPartitions(t *testing.T) {
 	p := sharePartition{partition: 1}
 	for name, c := range map[string]struct {
