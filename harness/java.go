@@ -26,6 +26,7 @@ var javaTools = map[string]string{
 	"kafka-log-dirs":            "org.apache.kafka.tools.LogDirsCommand",
 	"kafka-producer-perf-test":  "org.apache.kafka.tools.ProducerPerformance",
 	"kafka-reassign-partitions": "org.apache.kafka.tools.reassign.ReassignPartitionsCommand",
+	"kafka-share-groups":        "org.apache.kafka.tools.consumer.group.ShareGroupCommand",
 	"kafka-topics":              "org.apache.kafka.tools.TopicCommand",
 	"kafka-transactions":        "org.apache.kafka.tools.TransactionsCommand",
 	"kafka-verifiable-producer": "org.apache.kafka.tools.VerifiableProducer",

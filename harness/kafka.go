@@ -183,6 +183,9 @@ func (k *Kafka) format(n *kafkaNode) error {
 		"group.initial.rebalance.delay.ms":                            "0",
 		"group.consumer.heartbeat.interval.ms":                        "500", // members learn of each other by heartbeats
 		"group.consumer.min.heartbeat.interval.ms":                    "500",
+		"group.share.heartbeat.interval.ms":                           "500",
+		"group.share.min.heartbeat.interval.ms":                       "500",
+		"group.share.min.record.lock.duration.ms":                     "1000", // for groups that ask for it
 		"log.cleaner.dedupe.buffer.size":                              "16777216",
 		"broker.rack":                                                 "rack-" + strconv.Itoa(int(n.id)),
 		"replica.selector.class":                                      "org.apache.kafka.common.replica.RackAwareReplicaSelector",

@@ -3,6 +3,8 @@ package integration
 import (
 	"context"
 	"fmt"
+	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,10 +50,14 @@ type sharers struct {
 	errs       map[string]int
 }
 
+func newSharers() *sharers {
+	return &sharers{accepted: make(map[string]int), rejected: make(map[string]int), deliveries: make(map[string]int), errs: make(map[string]int)}
+}
+
 // share runs members until what they have accepted and rejected is done.
 func share(t testing.TB, bootstrap, group string, members int, topics []string, verdict func(*kgo.Record) kgo.AckStatus, done func(*sharers) bool) *sharers {
 	t.Helper()
-	s := &sharers{accepted: make(map[string]int), rejected: make(map[string]int), deliveries: make(map[string]int), errs: make(map[string]int)}
+	s := newSharers()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var all sync.WaitGroup
@@ -215,4 +221,97 @@ func TestLongShareGroupLosesNothingInAnOutage(t *testing.T) {
 	if n := cold.metric(t, "sluice_proxy_share_withheld_partitions"); n != 0 {
 		t.Errorf("%v partitions are withheld although all can be read", n)
 	}
+}
+
+// sharedByJava runs members of Java's client and returns their deliveries by
+// record, with what the broker refused of their acknowledgements.
+func sharedByJava(t testing.TB, j *harness.JVM, bootstrap, group string, count int, topic string, configs ...string) (*sharers, string) {
+	t.Helper()
+	r := j.TryJava("", "Client", append([]string{"share", bootstrap, strconv.Itoa(count), topic, "2", "group.id=" + group, "max.poll.records=20"}, configs...)...)
+	if r.Err != nil {
+		t.Fatalf("the members of %s: %v\n%s", group, r.Err, r.Stderr)
+	}
+	s := newSharers()
+	for _, d := range javaRecords(t, r.Stdout) {
+		own := len(d.Headers) - 2
+		count, verdict := d.Headers[own], string(d.Headers[own+1].Value)
+		d.Headers = d.Headers[:own]
+		at := which(d)
+		n, err := strconv.Atoi(string(count.Value))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.deliveries[at] = max(s.deliveries[at], n)
+		switch verdict {
+		case "accept":
+			s.accepted[at]++
+		case "reject":
+			s.rejected[at]++
+		}
+	}
+	return s, r.Stderr
+}
+
+// Java's client, which share groups were made for, gets through sluice what it
+// gets directly, however it acknowledges; the tool says the same of the group.
+func TestLongJavaShareGroups(t *testing.T) {
+	harness.Long(t)
+	onAllTargets(t, func(t *testing.T, tg target) {
+		x := tools{shared(t), t}
+		topic := tg.topic("java-shares")
+		tg.create(t, topic, 3)
+		const total = 180
+		produce := franz{}.producer(t, tg.bootstrap, "zstd")
+		all := filled(topic, 3, total)
+		for turn := range 3 {
+			tg.turn(t, turn)
+			produce(all[turn*total/3 : (turn+1)*total/3])
+		}
+		for _, mode := range []string{"implicit", "explicit"} {
+			group := mode + "-" + topic
+			configureShareGroup(t, tg.bootstrap, group, "share.auto.offset.reset", "earliest")
+			got, refused := sharedByJava(t, x.jvm, tg.bootstrap, group, total, topic, "share.acknowledgement.mode="+mode)
+			if refused != "" {
+				t.Errorf("%s: brokers refused what members acknowledged:\n%s", mode, refused)
+			}
+			for n, r := range all {
+				at := which(r)
+				accepted, rejected, deliveries := 1, 0, 1
+				if mode == "explicit" && n%10 == 1 {
+					accepted, rejected = 0, 1
+				}
+				if mode == "explicit" && n%10 == 0 {
+					deliveries = 2
+				}
+				if got.accepted[at] != accepted || got.rejected[at] != rejected || got.deliveries[at] != deliveries {
+					t.Errorf("%s: record %d was accepted %d times, rejected %d times and delivered for the %d. time at last, want %d, %d and %d.", mode, n, got.accepted[at], got.rejected[at], got.deliveries[at], accepted, rejected, deliveries)
+				}
+			}
+			if n := len(got.accepted) + len(got.rejected); n != total {
+				t.Errorf("%s: %d different records, %d were written", mode, n, total)
+			}
+			if tg.sluice == nil {
+				continue
+			}
+			// Where a partition begins is written later; what is left of it at once.
+			of := func(args ...string) []string { return append(args, "--group", group) }
+			eventually(t, "the group has nothing left", func() (bool, string) {
+				out := x.direct("kafka-share-groups", of("--describe", "--offsets")...)
+				left := regexp.MustCompile(regexp.QuoteMeta(topic)+` \d \d+ 0\b`).FindAllString(out, -1)
+				return len(left) == 3, out
+			})
+			x.equal("kafka-share-groups", of("--describe", "--offsets")...)
+			x.equal("kafka-share-groups", of("--describe", "--state")...)
+			x.contains(x.equal("kafka-share-groups", "--list"), group)
+			x.contains(x.through("kafka-share-groups", of("--reset-offsets", "--topic", topic, "--to-earliest", "--execute")...), topic)
+			if again, _ := sharedByJava(t, x.jvm, tg.bootstrap, group, total, topic); len(again.accepted) != total {
+				t.Errorf("%s: %d records after a reset, want all %d", mode, len(again.accepted), total)
+			}
+			x.through("kafka-share-groups", of("--delete-offsets", "--topic", topic)...)
+			x.through("kafka-share-groups", of("--delete")...)
+			if strings.Contains(x.direct("kafka-share-groups", "--list"), group) {
+				t.Errorf("%s is still there", group)
+			}
+		}
+	})
 }

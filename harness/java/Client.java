@@ -16,6 +16,7 @@ import org.apache.kafka.common.utils.Exit;
  *   Client transact BOOTSTRAP commit|abort [key=value ...] &lt; lines
  *   Client consume BOOTSTRAP COUNT TOPIC[,TOPIC...]|/EXPRESSION/ [key=value ...]
  *   Client transform BOOTSTRAP commit|abort COUNT FROM TO[,TO...] [key=value ...]
+ *   Client share BOOTSTRAP COUNT TOPIC[,TOPIC...] MEMBERS [key=value ...]
  *
  * Fields of a line are separated by blanks; keys, values and headers are base64,
  * "-" is null, "." is empty, "_" lets the client choose (partition, timestamp).
@@ -25,12 +26,18 @@ import org.apache.kafka.common.utils.Exit;
  * "pause MILLIS" waits.
  * transform copies COUNT records of one topic to
  * others and commits their offsets for group.id, in one transaction.
+ * share runs members of the share group group.id until they have accepted or
+ * rejected COUNT records, and prints each delivery as consume does, with two
+ * more headers: delivery (the broker's count) and verdict. When the client
+ * acknowledges explicitly, records whose key is a number that ends in 0 are
+ * released at their first delivery, and those that end in 1 are rejected. What
+ * the broker refused of it goes to standard error, and is not counted.
  */
 public class Client {
     public static void main(String[] args) throws Exception {
         Map<String, Object> p = new HashMap<>();
         p.put("bootstrap.servers", args[1]);
-        int given = switch (args[0]) { case "produce" -> 2; case "transact" -> 3; case "consume" -> 4; case "transform" -> 6; default -> throw new IllegalArgumentException(args[0]); };
+        int given = switch (args[0]) { case "produce" -> 2; case "transact" -> 3; case "consume" -> 4; case "transform" -> 6; case "share" -> 5; default -> throw new IllegalArgumentException(args[0]); };
         for (int i = given; i < args.length; i++) {
             String[] kv = args[i].split("=", 2);
             p.put(kv[0], kv[1]);
@@ -40,6 +47,7 @@ public class Client {
             case "transact" -> produce(p, args[2]);
             case "consume" -> consume(p, Integer.parseInt(args[2]), Arrays.asList(args[3].split(",")));
             case "transform" -> transform(p, args[2], Integer.parseInt(args[3]), args[4], args[5].split(","));
+            case "share" -> share(p, Integer.parseInt(args[2]), Arrays.asList(args[3].split(",")), Integer.parseInt(args[4]));
         }
     }
 
@@ -120,6 +128,7 @@ public class Client {
         }
     }
 
+<<<<<<< HEAD
     /** One topic between slashes is an expression that brokers evaluate (KIP-848), where the client has that. */
     static void subscribe(KafkaConsumer<?, ?> consumer, List<String> topics) {
         String first = topics.get(0);
@@ -132,6 +141,61 @@ public class Client {
             consumer.getClass().getMethod("subscribe", pattern).invoke(consumer, pattern.getConstructor(String.class).newInstance(first.substring(1, first.length() - 1)));
         } catch (ReflectiveOperationException e) {
             throw new IllegalStateException(e);
+=======
+    static String line(ConsumerRecord<byte[], byte[]> r) {
+        StringBuilder out = new StringBuilder();
+        out.append(r.topic()).append(' ').append(r.partition()).append(' ').append(r.offset()).append(' ').append(r.timestamp())
+            .append(' ').append(text(r.key())).append(' ').append(text(r.value()));
+        for (Header h : r.headers()) out.append(' ').append(text(h.key().getBytes())).append(' ').append(text(h.value()));
+        return out.toString();
+    }
+
+    static void share(Map<String, Object> p, int count, List<String> topics, int members) throws Exception {
+        boolean explicit = "explicit".equals(p.get("share.acknowledgement.mode"));
+        Set<String> settled = ConcurrentHashMap.newKeySet();
+        Queue<String> out = new ConcurrentLinkedQueue<>(), refused = new ConcurrentLinkedQueue<>();
+        long deadline = System.nanoTime() + Duration.ofSeconds(60).toNanos();
+        Callable<Void> member = () -> {
+            try (var consumer = new KafkaShareConsumer<>(new HashMap<>(p), new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
+                consumer.setAcknowledgementCommitCallback((offsets, e) -> {
+                    if (e != null) offsets.forEach((tp, at) -> {
+                        for (long offset : at) settled.remove(tp.topic() + " " + tp.partition() + " " + offset);
+                        refused.add(tp.topic() + " " + tp.partition() + " " + at + ": " + e);
+                    });
+                });
+                consumer.subscribe(topics);
+                while (settled.size() < count && System.nanoTime() < deadline) {
+                    for (var r : consumer.poll(Duration.ofMillis(200))) {
+                        int delivery = r.deliveryCount().orElseThrow();
+                        var verdict = AcknowledgeType.ACCEPT;
+                        if (explicit) {
+                            long number = Long.parseLong(new String(r.key()));
+                            if (number % 10 == 0 && delivery == 1) verdict = AcknowledgeType.RELEASE;
+                            if (number % 10 == 1) verdict = AcknowledgeType.REJECT;
+                            consumer.acknowledge(r, verdict);
+                        }
+                        out.add(line(r) + ' ' + text("delivery".getBytes()) + ' ' + text(Integer.toString(delivery).getBytes())
+                            + ' ' + text("verdict".getBytes()) + ' ' + text(verdict.toString().getBytes()));
+                        if (verdict != AcknowledgeType.RELEASE) settled.add(r.topic() + " " + r.partition() + " " + r.offset());
+                    }
+                    if (explicit) consumer.commitSync();
+                }
+                consumer.commitSync(); // closing does not acknowledge what was polled last
+            }
+            return null;
+        };
+        var pool = Executors.newFixedThreadPool(members);
+        try {
+            for (var f : pool.invokeAll(Collections.nCopies(members, member))) f.get();
+        } finally {
+            pool.shutdownNow();
+        }
+        out.forEach(System.out::println);
+        refused.forEach(System.err::println);
+        if (settled.size() < count) {
+            System.err.println("settled " + settled.size() + " of " + count + " records");
+            Exit.exit(1);
+>>>>>>> df63d92 (Let Java's share consumer, its tool and members of a streams group be what they are directly)
         }
     }
 
@@ -146,10 +210,7 @@ public class Client {
             while (got < count && System.nanoTime() < deadline) {
                 for (var r : consumer.poll(Duration.ofMillis(200))) {
                     got++;
-                    out.append(r.topic()).append(' ').append(r.partition()).append(' ').append(r.offset()).append(' ').append(r.timestamp())
-                        .append(' ').append(text(r.key())).append(' ').append(text(r.value()));
-                    for (Header h : r.headers()) out.append(' ').append(text(h.key().getBytes())).append(' ').append(text(h.value()));
-                    out.append('\n');
+                    out.append(line(r)).append('\n');
                 }
             }
             consumer.commitSync();
