@@ -97,7 +97,7 @@ func shared(t *testing.T) *sharedParts {
 		s3 := harness.StartS3(tb)
 		s := startSluice(tb, replica{
 			Kafka: k.Bootstrap(), Host: sluiceSide, Advertise: clientSide, Port: port,
-			Store: s3Store(s3, "shared"), Extra: mixedRule + "control }\n",
+			Store: s3Store(s3, "shared"), Extra: mixedRule + "control }\nquotas: { refresh: 1s }\n",
 		})
 		s.Bootstrap = clientSide + ":" + strconv.Itoa(port)
 		parts.kafka, parts.sluice, parts.s3, parts.class = k, s, s3, "control"
