@@ -128,7 +128,6 @@ public class Client {
         }
     }
 
-<<<<<<< HEAD
     /** One topic between slashes is an expression that brokers evaluate (KIP-848), where the client has that. */
     static void subscribe(KafkaConsumer<?, ?> consumer, List<String> topics) {
         String first = topics.get(0);
@@ -141,7 +140,9 @@ public class Client {
             consumer.getClass().getMethod("subscribe", pattern).invoke(consumer, pattern.getConstructor(String.class).newInstance(first.substring(1, first.length() - 1)));
         } catch (ReflectiveOperationException e) {
             throw new IllegalStateException(e);
-=======
+        }
+    }
+
     static String line(ConsumerRecord<byte[], byte[]> r) {
         StringBuilder out = new StringBuilder();
         out.append(r.topic()).append(' ').append(r.partition()).append(' ').append(r.offset()).append(' ').append(r.timestamp())
@@ -195,7 +196,6 @@ public class Client {
         if (settled.size() < count) {
             System.err.println("settled " + settled.size() + " of " + count + " records");
             Exit.exit(1);
->>>>>>> df63d92 (Let Java's share consumer, its tool and members of a streams group be what they are directly)
         }
     }
 
