@@ -18,7 +18,15 @@ formatted() {
     [[ -z $files ]] || { echo "not formatted; run gofmt -w on:"; echo "$files"; return 1; }
 }
 
+# Go's compiler would not see one in another language, or in a page.
+merged() {
+    local left
+    left=$(git grep -nE '^(<{7}|>{7}) ' -- . 2>/dev/null)
+    [[ -z $left ]] || { echo "left by a merge:"; echo "$left"; return 1; }
+}
+
 check gofmt formatted
+check "merge markers" merged
 check "go vet" go vet ./...
 check staticcheck "$bin/staticcheck" ./...
 check depguard "$bin/depguard" ./...
