@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,13 +38,13 @@ const (
 // ownConfig is one entry of ours.
 type ownConfig struct{ name, value, documentation string }
 
-// ownConfigsOf are a topic's, whose cleanup.policy is known or "".
-func (c *conn) ownConfigsOf(topic, cleanup string) []ownConfig {
+// ownConfigsOf are a topic's.
+func (c *conn) ownConfigsOf(topic string, facts tiers.TopicFacts) []ownConfig {
 	router := c.p.opt.Router()
 	if !router.HasDiskless() {
 		return nil
 	}
-	placed := router.Place(topic, tiers.TopicFacts{Known: true, Internal: strings.HasPrefix(topic, "__"), Compacted: strings.Contains(cleanup, "compact")})
+	placed := router.Place(topic, facts)
 	tier, rule := placed.Tier.String(), "default_class"
 	if placed.Reason != tiers.ByClass {
 		tier += " (" + string(placed.Reason) + ")"
@@ -114,12 +115,14 @@ func (c *conn) describeConfigs(r *request) error {
 		return nil
 	}
 	r.answer = rewrite(kmsg.NewPtrDescribeConfigsResponse, func(resp *kmsg.DescribeConfigsResponse) error {
+		ctx, cancel := context.WithTimeout(c.present, c.p.limits.FactsTimeout) // for all of them
+		defer cancel()
 		for i := range resp.Resources {
 			res := &resp.Resources[i]
 			res.ResourceName = names.back(res.ResourceName)
 			// Who may not describe a topic learns nothing of it here either.
 			if only, ok := asked[res.ResourceName]; ok && res.ResourceType == kmsg.ConfigResourceTypeTopic && res.ErrorCode == 0 {
-				c.addOwn(res, only, req.IncludeDocumentation)
+				c.addOwn(ctx, res, only, req.IncludeDocumentation)
 			}
 		}
 		return nil
@@ -128,15 +131,16 @@ func (c *conn) describeConfigs(r *request) error {
 }
 
 // addOwn adds our entries to a described topic.
-func (c *conn) addOwn(res *kmsg.DescribeConfigsResponseResource, only []string, documented bool) {
-	cleanup := ""
+func (c *conn) addOwn(ctx context.Context, res *kmsg.DescribeConfigsResponseResource, only []string, documented bool) {
+	_, facts := c.place(ctx, res.ResourceName)
 	for _, cfg := range res.Configs {
-		if cfg.Name == "cleanup.policy" && cfg.Value != nil {
-			cleanup = *cfg.Value
+		if cfg.Name == "cleanup.policy" && cfg.Value != nil { // newer than what is remembered
+			facts.Known, facts.Compacted = true, strings.Contains(*cfg.Value, "compact")
 		}
 	}
-	for _, own := range c.ownConfigsOf(res.ResourceName, cleanup) {
-		if only != nil && !slices.Contains(only, own.name) {
+	for _, own := range c.ownConfigsOf(res.ResourceName, facts) {
+		// Brokers take an empty list for all, too.
+		if len(only) > 0 && !slices.Contains(only, own.name) {
 			continue
 		}
 		cfg := kmsg.NewDescribeConfigsResponseResourceConfig()
@@ -173,10 +177,10 @@ func (c *conn) compacts(kind kmsg.ConfigResourceType, topic, config string, valu
 }
 
 // isOwn reports whether a value is one that describing the topic shows, whatever
-// its cleanup.policy.
+// was known of it then.
 func (c *conn) isOwn(topic, config string, value *string) bool {
-	for _, cleanup := range []string{"", "compact"} {
-		for _, own := range c.ownConfigsOf(topic, cleanup) {
+	for _, facts := range []tiers.TopicFacts{{Known: true}, {Known: true, Compacted: true}, {Internal: true}, {}} {
+		for _, own := range c.ownConfigsOf(topic, facts) {
 			if own.name == config && value != nil && *value == own.value {
 				return true
 			}

@@ -746,6 +746,32 @@ func TestTopicsShowTheirClass(t *testing.T) {
 			t.Errorf("without any diskless class a topic shows %q", g)
 		}
 	})
+	// What the answer does not say is remembered, as for routing.
+	for _, c := range []struct {
+		only  []string
+		facts tiers.TopicFacts
+		want  string
+	}{
+		{[]string{"sluice.tier"}, tiers.TopicFacts{Known: true, Compacted: true}, "sluice.tier=low-latency (compacted: inline)"},
+		{[]string{"sluice.tier"}, tiers.TopicFacts{Known: true, Internal: true}, "sluice.tier=low-latency (internal: inline)"},
+		{[]string{"sluice.tier"}, tiers.TopicFacts{}, "sluice.tier=low-latency (unknown: inline)"},
+		{[]string{}, tiers.TopicFacts{Known: true}, "sluice.class=telemetry sluice.tier=diskless sluice.rule=topics[0]: telemetry*"},
+	} {
+		inBubble(t, proxy.Limits{}, func(r *rig) {
+			r.brokers.facts[cold] = c.facts
+			req, resp := kmsg.NewPtrDescribeConfigsRequest(), kmsg.NewPtrDescribeConfigsResponse()
+			req.SetVersion(4)
+			res, told := kmsg.NewDescribeConfigsRequestResource(), kmsg.NewDescribeConfigsResponseResource()
+			res.ResourceType, res.ResourceName, res.ConfigNames = kmsg.ConfigResourceTypeTopic, cold, c.only
+			told.ResourceType, told.ResourceName = res.ResourceType, cold
+			req.Resources, resp.Resources = append(req.Resources, res), append(resp.Resources, told)
+			got := kmsg.NewPtrDescribeConfigsResponse()
+			r.exchange(bootstrap, req, resp, got)
+			if g := ours(got.Resources[0]); g != c.want {
+				t.Errorf("asked for %q of a topic of which is known %+v: %q, want %q", c.only, c.facts, g, c.want)
+			}
+		})
+	}
 
 	versions(t, 33, true, func(t *testing.T, r *rig, v int16) {
 		req := kmsg.NewPtrAlterConfigsRequest()
