@@ -21,10 +21,11 @@ func TestStreamsGroupsAreAsDirect(t *testing.T) {
 			ask := func(bootstrap string, req kmsg.Request) kmsg.Response {
 				t.Helper()
 				cl := client(t, bootstrap)
-				at := kadm.NewClient(cl).FindGroupCoordinators(t.Context(), group)[group]
-				if at.Err != nil {
-					t.Fatal(at.Err)
-				}
+				var at kadm.FindCoordinatorResponse
+				eventually(t, "the group has a coordinator", func() (bool, string) {
+					at = kadm.NewClient(cl).FindGroupCoordinators(t.Context(), group)[group]
+					return at.Err == nil, fmt.Sprint(at.Err)
+				})
 				resp, err := cl.Broker(int(at.NodeID)).RetriableRequest(t.Context(), req)
 				if err != nil {
 					t.Fatal(err)
@@ -44,10 +45,13 @@ func TestStreamsGroupsAreAsDirect(t *testing.T) {
 				req.UserEndpoint = &kmsg.StreamsGroupHeartbeatRequestUserEndpoint{Host: "interactive-" + id + ".invalid", Port: port}
 				return req
 			}
-			joined := ask(p.sluice.Bootstrap, member("1", 9092)).(*kmsg.StreamsGroupHeartbeatResponse)
-			if joined.ErrorCode != 0 || joined.MemberEpoch <= 0 {
-				t.Fatalf("%+v", joined)
-			}
+			// A coordinator that has just begun, or has not heard of the topic, may not
+			// be able to say anything yet.
+			var joined *kmsg.StreamsGroupHeartbeatResponse
+			eventually(t, "the member has joined", func() (bool, string) {
+				joined = ask(p.sluice.Bootstrap, member("1", 9092)).(*kmsg.StreamsGroupHeartbeatResponse)
+				return joined.ErrorCode == 0 && joined.MemberEpoch > 0, fmt.Sprintf("%+v", joined)
+			})
 			describe := func(bootstrap string) *kmsg.StreamsGroupDescribeResponse {
 				t.Helper()
 				req := kmsg.NewPtrStreamsGroupDescribeRequest()
