@@ -19,8 +19,8 @@ import (
 // concurrently.
 //
 // A producer is known by its address, client id and producer id. Those without
-// a producer id may be several of one name; when their batches alternate they
-// are, and do not wait. Whoever does not move waits for nobody, and nobody waits
+// a producer id may be several of one name; when their batches alternate more
+// often than a class can have changed meanwhile they are, and do not wait. Whoever does not move waits for nobody, and nobody waits
 // longer than crossAtMost: then the broker's sequence check is the only fence, as
 // it is for a producer whose address changes.
 type crossings struct {
@@ -68,6 +68,10 @@ type waiter interface {
 // crossAtMost bounds how long a request waits for earlier ones: whoever owes
 // their answers must not hold it for ever.
 const crossAtMost = 30 * time.Second
+
+// maxRuns bounds the runs of one anonymous name that wait for each other. A class
+// that changes there and back while batches are under way makes three.
+const maxRuns = 8
 
 // crossing is a request that waits for earlier ones.
 type crossing struct {
@@ -151,7 +155,7 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 		}
 		last := len(l.runs) - 1
 		switch {
-		case last > 0 && p.key.anonymous && l.runs[last].diskless != diskless:
+		case last+1 >= maxRuns && p.key.anonymous && l.runs[last].diskless != diskless:
 			continue // several of one name
 		case last < 0:
 			l.first = run{diskless: diskless}
