@@ -77,7 +77,7 @@ func newMetrics(reg prometheus.Registerer, budget *inlineBudget) *metrics {
 		reusedBytes:    counter("sluice_diskless_reused_bytes_total", "Their bytes, which were not uploaded again."),
 		orphans:        counter("sluice_diskless_orphan_objects_total", "Objects that became durable after all their batches had gone inline."),
 		buffered:       gauge("sluice_diskless_buffered_bytes", "Bytes of batches that wait for their object to be durable."),
-		parked:         gauge("sluice_diskless_parked_batches", "Batches that wait for buffer space (limits.write_buffer)."),
+		parked:         gauge("sluice_diskless_parked_batches", "Batches that wait for buffer space (limits.write_buffer_bytes)."),
 		healthy:        gauges("sluice_diskless_store_healthy", "1 while the store takes objects, 0 while batches go inline.", "store"),
 		readable:       gauges("sluice_diskless_store_readable", "1 while the store answers reads, 0 while readers are refused at once and one a second tries.", "store"),
 		getsRefused:    counters("sluice_diskless_refused_gets_total", "Chunks that were not asked for because their store gives no answer.", "store"),
