@@ -13,8 +13,9 @@ import (
 // CreateTopics (19), v0–v7; CreatePartitions (37), v0–v3;
 // AlterPartitionReassignments (45), v0–v1; UnregisterBroker (64), v0;
 // DeleteTopics (20), v0–v6, passes unchanged. A topic that is to be created
-// with one of sluice's own configurations is refused (configs.go). After those that create, change
-// or delete topics, what was known of the topics is forgotten.
+// with one of sluice's own configurations is refused (configs.go). After those
+// that create, change or delete topics, what was known of the topics is
+// forgotten.
 
 func mapBack(ids []int32) (changed bool) {
 	for i, id := range ids {

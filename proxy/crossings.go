@@ -20,9 +20,10 @@ import (
 //
 // A producer is known by its address, client id and producer id. Those without
 // a producer id may be several of one name; when their batches alternate more
-// often than a class can have changed meanwhile they are, and do not wait. Whoever does not move waits for nobody, and nobody waits
-// longer than crossAtMost: then the broker's sequence check is the only fence, as
-// it is for a producer whose address changes.
+// often than a class can have changed meanwhile they are, and do not wait.
+// Whoever does not move waits for nobody, and nobody waits longer than
+// crossAtMost: then the broker's sequence check is the only fence, as it is for a
+// producer whose address changes.
 type crossings struct {
 	seed   maphash.Seed
 	shards [64]crossingShard
@@ -116,12 +117,12 @@ func newCrossings() *crossings {
 }
 
 // from names a client.
-func (c *crossings) from(address string, clientID []byte) uint64 {
+func (c *crossings) from(address, clientID string) uint64 {
 	var h maphash.Hash
 	h.SetSeed(c.seed)
 	_, _ = h.WriteString(address)
 	_ = h.WriteByte(0)
-	_, _ = h.Write(clientID)
+	_, _ = h.WriteString(clientID)
 	return h.Sum64()
 }
 

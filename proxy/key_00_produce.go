@@ -89,9 +89,7 @@ func (c *conn) produce(r *request) error {
 			return c.refuseReserved(r)
 		}
 	}
-	if err := c.cross(r, view); err != nil {
-		return err
-	}
+	c.cross(r, view)
 	if r.version >= disklessSince && c.p.opt.Router().HasDiskless() {
 		if err := c.askVersions(); err != nil {
 			return err
@@ -116,12 +114,8 @@ func (c *conn) produce(r *request) error {
 
 // cross sees to it that the request does not overtake what its producer has
 // under way on the other listener of the broker.
-func (c *conn) cross(r *request, view *wire.Produce) error {
-	h, err := wire.ParseRequestHeader(r.in.b, r.version >= r.api.flexible)
-	if err != nil {
-		return err
-	}
-	from := c.p.crossings.from(c.address, h.ClientID)
+func (c *conn) cross(r *request, view *wire.Produce) {
+	from := c.p.crossings.from(c.address, r.clientID)
 	r.passages = r.room[:0]
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
@@ -143,7 +137,6 @@ func (c *conn) cross(r *request, view *wire.Produce) error {
 	if r.ready != nil {
 		c.p.metrics.crossed.Inc()
 	}
-	return nil
 }
 
 // destination is a partition of a Produce whose topic is in the diskless tier.
@@ -254,11 +247,7 @@ func (c *conn) learnProduced(view *wire.Produce) error {
 	// What may be written to them is a question of the same round trip.
 	req := topicsByID(unknown)
 	req.IncludeTopicAuthorizedOperations = true
-	return c.askAndWait(req, func(resp kmsg.Response) {
-		m := resp.(*kmsg.MetadataResponse)
-		c.p.learn(m)
-		c.permits.learn(m)
-	})
+	return c.askAndWait(req, c.learnTopics)
 }
 
 // producedTopic is the name of a partition's topic, or "" when the broker does
@@ -349,15 +338,11 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 	if err := decodeResponse(r, in, resp); err != nil {
 		return nil, err
 	}
-	var nodes []kmsg.ProduceResponseBroker
-	twins := c.p.opt.Router().HasDiskless()
-	for _, b := range resp.Brokers {
-		c.p.eachAddress(b.NodeID, twins, func(id, port int32) {
-			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
-			nodes = append(nodes, b)
+	resp.Brokers = addresses(c.p, c.p.opt.Router().HasDiskless(), resp.Brokers,
+		func(b kmsg.ProduceResponseBroker) int32 { return b.NodeID },
+		func(b *kmsg.ProduceResponseBroker, id int32, host string, port int32) {
+			b.NodeID, b.Host, b.Port = id, host, port
 		})
-	}
-	resp.Brokers = nodes
 	return [][]byte{encodeResponse(r, resp)}, nil
 }
 

@@ -707,13 +707,11 @@ func (c *conn) fetchEndpoints(r *request, in *frame, view *wire.FetchResult) (wi
 		return wire.Edit{}, err
 	}
 	bare.UnknownTags = resp.UnknownTags
-	twins := c.p.opt.Router().HasDiskless()
-	for _, b := range resp.Brokers {
-		c.p.eachAddress(b.NodeID, twins, func(id, port int32) {
-			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
-			bare.Brokers = append(bare.Brokers, b)
+	bare.Brokers = addresses(c.p, c.p.opt.Router().HasDiskless(), resp.Brokers,
+		func(b kmsg.FetchResponseBroker) int32 { return b.NodeID },
+		func(b *kmsg.FetchResponseBroker, id int32, host string, port int32) {
+			b.NodeID, b.Host, b.Port = id, host, port
 		})
-	}
 	bare.SetVersion(r.version)
 	const untilTags = 4 + 2 + 4 + 1 // throttle time, error, session, no topics
 	return wire.Edit{From: view.TagsFrom, To: view.TagsTo, With: [][]byte{bare.AppendTo(nil)[untilTags:]}}, nil

@@ -35,14 +35,11 @@ func (c *conn) metadata(r *request) error {
 
 func (c *conn) mapMetadata(resp *kmsg.MetadataResponse) {
 	twins := c.p.opt.Router().HasDiskless()
-	brokers := make([]kmsg.MetadataResponseBroker, 0, 2*len(resp.Brokers))
-	for _, b := range resp.Brokers {
-		c.p.eachAddress(b.NodeID, twins, func(id, port int32) {
-			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
-			brokers = append(brokers, b)
+	resp.Brokers = addresses(c.p, twins, resp.Brokers,
+		func(b kmsg.MetadataResponseBroker) int32 { return b.NodeID },
+		func(b *kmsg.MetadataResponseBroker, id int32, host string, port int32) {
+			b.NodeID, b.Host, b.Port = id, host, port
 		})
-	}
-	resp.Brokers = brokers
 	if !twins {
 		return
 	}

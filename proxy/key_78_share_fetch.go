@@ -141,14 +141,20 @@ func (c *conn) shareFetchAnswer(r *request, in *frame, session *shareSession, pa
 		session.refuse()
 	}
 	var work []*shared
-	changed, records := c.mapShareEndpoints(&resp.NodeEndpoints), false
+	changed, records := len(resp.NodeEndpoints) > 0, false
+	resp.NodeEndpoints = addresses(c.p, c.p.opt.Router().HasDiskless(), resp.NodeEndpoints,
+		func(b kmsg.ShareFetchResponseNodeEndpoint) int32 { return b.NodeID },
+		func(b *kmsg.ShareFetchResponseNodeEndpoint, id int32, host string, port int32) {
+			b.NodeID, b.Host, b.Port = id, host, port
+		})
 	for i := range resp.Topics {
 		t := &resp.Topics[i]
 		topic, known := c.p.topics.Get(t.TopicID)
 		for j := range t.Partitions {
 			p := &t.Partitions[j]
 			if leaderHint(p.ErrorCode) || leaderHint(p.AcknowledgeErrorCode) {
-				changed = c.mapShareLeader(&p.CurrentLeader.LeaderID, topic, known) || changed
+				p.CurrentLeader.LeaderID = c.shownLeader(p.CurrentLeader.LeaderID, topic, known)
+				changed = true
 			}
 			records = records || len(p.Records) > 0
 			if len(p.Records) > 0 && c.p.opt.Payloads.Candidate(p.Records) {
@@ -167,11 +173,7 @@ func (c *conn) shareFetchAnswer(r *request, in *frame, session *shareSession, pa
 		changed = true
 	}
 	if !records && pause > 0 && resp.ErrorCode == 0 {
-		// Nothing was asked of the broker, so it did not wait.
-		select {
-		case <-time.After(pause):
-		case <-c.present.Done():
-		}
+		sleep(c.present, pause) // nothing was asked of the broker, so it did not wait
 	}
 	if !changed {
 		return nil, nil
@@ -258,10 +260,7 @@ func (c *conn) loadShared(ctx context.Context, s *shared) {
 // withholdShared keeps a partition from being acquired until its n-th batch can
 // be read.
 func (c *conn) withholdShared(s *shared, n int) {
-	rest := s.records
-	for range n {
-		_, rest, _ = wire.NextBatch(rest)
-	}
+	_, rest := s.after(n)
 	batch, _, ok := wire.NextBatch(rest)
 	if !ok {
 		return
@@ -281,6 +280,20 @@ func (c *conn) withholdShared(s *shared, n int) {
 		Msg("records of a share group were acquired and cannot be read; the partition is not asked for until they can be, and Kafka delivers them again")
 }
 
+// after skips the first n batches; end is the offset behind them, less than any
+// other when there are none.
+func (s *shared) after(n int) (end int64, rest []byte) {
+	end, rest = math.MinInt64, s.records
+	for range n {
+		batch, behind, ok := wire.NextBatch(rest)
+		if !ok {
+			break
+		}
+		end, rest = batch.BaseOffset()+int64(batch.LastOffsetDelta())+1, behind
+	}
+	return end, rest
+}
+
 // settle puts into the answer what was read, and of what was acquired only that:
 // a client acknowledges as gaps whatever it was told to have and has not.
 func (s *shared) settle() (size int) {
@@ -291,15 +304,7 @@ func (s *shared) settle() (size int) {
 	for _, b := range s.loaded {
 		s.part.Records = append(s.part.Records, b...)
 	}
-	end := int64(math.MinInt64)
-	rest := s.records
-	for range s.given {
-		batch, after, ok := wire.NextBatch(rest)
-		if !ok {
-			break
-		}
-		end, rest = batch.BaseOffset()+int64(batch.LastOffsetDelta())+1, after
-	}
+	end, _ := s.after(s.given)
 	kept := s.part.AcquiredRecords[:0]
 	for _, a := range s.part.AcquiredRecords {
 		if a.FirstOffset < end {
@@ -326,36 +331,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 func leaderHint(code int16) bool {
 	return code == errNotLeaderOrFollower || code == errFencedLeaderEpoch
-}
-
-// mapShareLeader is mapLeader for a decoded answer; it reports a change.
-func (c *conn) mapShareLeader(leader *int32, topic string, known bool) bool {
-	if *leader < 0 || !c.p.opt.Router().HasDiskless() {
-		return false
-	}
-	switch {
-	case !known:
-		*leader = -1
-	case c.shown(c.present, topic) == tiers.Diskless:
-		*leader = disklessID(*leader)
-	default:
-		return false
-	}
-	return true
-}
-
-// mapShareEndpoints names brokers at this proxy's ports; it reports a change.
-func (c *conn) mapShareEndpoints(endpoints *[]kmsg.ShareFetchResponseNodeEndpoint) bool {
-	if len(*endpoints) == 0 {
-		return false
-	}
-	var mapped []kmsg.ShareFetchResponseNodeEndpoint
-	for _, b := range *endpoints {
-		c.p.eachAddress(b.NodeID, c.p.opt.Router().HasDiskless(), func(id, port int32) {
-			b.NodeID, b.Host, b.Port = id, c.p.opt.Layout.Advertise, port
-			mapped = append(mapped, b)
-		})
-	}
-	*endpoints = mapped
-	return true
 }

@@ -29,21 +29,18 @@ func (c *conn) shareAcknowledgeAnswer(r *request, in *frame) ([][]byte, error) {
 		return nil, err
 	}
 	changed := len(resp.NodeEndpoints) > 0
-	endpoints := make([]kmsg.ShareFetchResponseNodeEndpoint, 0, len(resp.NodeEndpoints))
-	for _, e := range resp.NodeEndpoints {
-		endpoints = append(endpoints, kmsg.ShareFetchResponseNodeEndpoint(e))
-	}
-	c.mapShareEndpoints(&endpoints)
-	resp.NodeEndpoints = nil
-	for _, e := range endpoints {
-		resp.NodeEndpoints = append(resp.NodeEndpoints, kmsg.ShareAcknowledgeResponseNodeEndpoint(e))
-	}
+	resp.NodeEndpoints = addresses(c.p, c.p.opt.Router().HasDiskless(), resp.NodeEndpoints,
+		func(b kmsg.ShareAcknowledgeResponseNodeEndpoint) int32 { return b.NodeID },
+		func(b *kmsg.ShareAcknowledgeResponseNodeEndpoint, id int32, host string, port int32) {
+			b.NodeID, b.Host, b.Port = id, host, port
+		})
 	for i := range resp.Topics {
 		t := &resp.Topics[i]
 		topic, known := c.p.topics.Get(t.TopicID)
 		for j := range t.Partitions {
 			if p := &t.Partitions[j]; leaderHint(p.ErrorCode) {
-				changed = c.mapShareLeader(&p.CurrentLeader.LeaderID, topic, known) || changed
+				p.CurrentLeader.LeaderID = c.shownLeader(p.CurrentLeader.LeaderID, topic, known)
+				changed = true
 			}
 		}
 	}

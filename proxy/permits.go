@@ -171,14 +171,19 @@ func (c *conn) askPermits(version int16, topics []string) error {
 	q := c.permits.begin(topics)
 	return c.ask(req, func(resp kmsg.Response, err error) {
 		if err == nil {
-			m := resp.(*kmsg.MetadataResponse)
-			c.p.learn(m)
-			c.permits.learn(m)
+			c.learnTopics(resp)
 		}
 		for _, then := range c.permits.end(q) {
 			then()
 		}
 	})
+}
+
+// learnTopics takes the answer to a question about topics: names and rights.
+func (c *conn) learnTopics(resp kmsg.Response) {
+	m := resp.(*kmsg.MetadataResponse)
+	c.p.learn(m)
+	c.permits.learn(m)
 }
 
 func (p *permits) begin(topics []string) *question {

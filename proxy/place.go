@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"encoding/binary"
 
 	"github.com/sluice-kafka/sluice/tiers"
 )
@@ -52,32 +51,43 @@ func (c *conn) name(b []byte) string {
 // tier that the topic is in. A topic whose name is not known is told no leader
 // at all: the client then asks for Metadata.
 func (c *conn) mapLeader(b []byte, topic string, known bool) {
-	leader := int32(binary.BigEndian.Uint32(b))
-	if leader < 0 || !c.p.opt.Router().HasDiskless() {
-		return
-	}
-	if !known {
-		binary.BigEndian.PutUint32(b, ^uint32(0))
-		return
-	}
-	if c.shown(c.present, topic) == tiers.Diskless {
-		binary.BigEndian.PutUint32(b, uint32(disklessID(leader)))
-	}
+	putInt32(b, 0, c.shownLeader(getInt32(b, 0), topic, known))
 }
 
-// eachAddress calls fn for every id under which clients know a broker, with the
-// port at which they reach it: none when its id is outside listen.node_ids.
-// twins says whether any rule leads to a diskless class.
-func (p *Proxy) eachAddress(node int32, twins bool, fn func(id, port int32)) {
-	port, ok := p.port(node)
-	if !ok {
-		return
+// shownLeader is mapLeader for an id.
+func (c *conn) shownLeader(leader int32, topic string, known bool) int32 {
+	switch {
+	case leader < 0 || !c.p.opt.Router().HasDiskless():
+		return leader
+	case !known:
+		return -1
+	case c.shown(c.present, topic) == tiers.Diskless:
+		return disklessID(leader)
 	}
-	fn(node, port)
-	if twins {
-		port, _ = p.opt.Layout.Port(disklessID(node))
-		fn(disklessID(node), port)
+	return leader
+}
+
+// addresses names brokers by every id under which clients know them, at the ports
+// where they reach them: none when an id is outside listen.node_ids. twins says
+// whether any rule leads to a diskless class; set gives a broker an id and an
+// address.
+func addresses[B any](p *Proxy, twins bool, brokers []B, id func(B) int32, set func(b *B, id int32, host string, port int32)) []B {
+	out := make([]B, 0, 2*len(brokers))
+	for _, b := range brokers {
+		node := id(b)
+		port, ok := p.port(node)
+		if !ok {
+			continue
+		}
+		set(&b, node, p.opt.Layout.Advertise, port)
+		out = append(out, b)
+		if twins {
+			port, _ = p.opt.Layout.Port(disklessID(node))
+			set(&b, disklessID(node), p.opt.Layout.Advertise, port)
+			out = append(out, b)
+		}
 	}
+	return out
 }
 
 // port is where clients reach an id; it counts and logs the ids that the
