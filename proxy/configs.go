@@ -189,59 +189,95 @@ func (c *conn) isOwn(topic, config string, value *string) bool {
 	return false
 }
 
+// alteration is what becomes of a request that changes configurations.
+type alteration struct {
+	names   renamed
+	topics  []string // of what is forwarded
+	refused []refusal
+	changed bool // it is not forwarded as it came
+}
+
+// alter maps the resources of a request and returns those that go on. refuse
+// looks at the configurations of one.
+func alter[R any](a *alteration, resources []R, at func(*R) (kmsg.ConfigResourceType, *string), refuse func(*R) (refusal, bool)) []R {
+	a.names = renamed{}
+	kept := resources[:0]
+	for _, res := range resources {
+		kind, name := at(&res)
+		if real, ok := realBroker(kind, *name); ok {
+			a.names[real], *name, a.changed = *name, real, true
+		}
+		if ref, ok := refuse(&res); ok {
+			a.refused, a.changed = append(a.refused, ref), true
+			continue
+		}
+		if kind == kmsg.ConfigResourceTypeTopic {
+			a.topics = append(a.topics, *name)
+		}
+		kept = append(kept, res)
+	}
+	return kept
+}
+
+// outcome gives resources back their names and adds those that were refused. R
+// is the resource of either answer; they are the same but for their names.
+func outcome[R ~struct {
+	ErrorCode    int16
+	ErrorMessage *string
+	ResourceType kmsg.ConfigResourceType
+	ResourceName string
+	UnknownTags  kmsg.Tags
+}](a *alteration, resources []R) []R {
+	for i, res := range resources {
+		was := kmsg.AlterConfigsResponseResource(res)
+		was.ResourceName = a.names.back(was.ResourceName)
+		resources[i] = R(was)
+	}
+	for _, ref := range a.refused {
+		res := kmsg.NewAlterConfigsResponseResource()
+		res.ErrorCode, res.ErrorMessage = ref.code, &ref.message
+		res.ResourceType, res.ResourceName = ref.kind, ref.name
+		resources = append(resources, R(res))
+	}
+	return resources
+}
+
 func (c *conn) alterConfigs(r *request) error {
 	req := kmsg.NewPtrAlterConfigsRequest()
 	if err := decodeRequest(r, req); err != nil {
 		return err
 	}
-	names, changed := renamed{}, false
-	var topics []string
-	var refused []refusal
-	kept := req.Resources[:0]
-resources:
-	for _, res := range req.Resources {
-		if real, ok := realBroker(res.ResourceType, res.ResourceName); ok {
-			names[real], res.ResourceName, changed = res.ResourceName, real, true
-		}
-		var configs []kmsg.AlterConfigsRequestResourceConfig
-		for _, cfg := range res.Configs {
-			if ref, ok := c.compacts(res.ResourceType, res.ResourceName, cfg.Name, cfg.Value); ok {
-				refused, changed = append(refused, ref), true
-				continue resources
-			}
-			if ref, own := c.refusesOwn(res.ResourceType, res.ResourceName, cfg.Name); own {
-				changed = true
-				if !c.isOwn(res.ResourceName, cfg.Name, cfg.Value) {
-					refused = append(refused, ref)
-					continue resources
+	var a alteration
+	req.Resources = alter(&a, req.Resources,
+		func(res *kmsg.AlterConfigsRequestResource) (kmsg.ConfigResourceType, *string) {
+			return res.ResourceType, &res.ResourceName
+		},
+		func(res *kmsg.AlterConfigsRequestResource) (refusal, bool) {
+			var configs []kmsg.AlterConfigsRequestResourceConfig
+			for _, cfg := range res.Configs {
+				if ref, ok := c.compacts(res.ResourceType, res.ResourceName, cfg.Name, cfg.Value); ok {
+					return ref, true
 				}
-				continue
+				if ref, own := c.refusesOwn(res.ResourceType, res.ResourceName, cfg.Name); own {
+					if !c.isOwn(res.ResourceName, cfg.Name, cfg.Value) {
+						return ref, true
+					}
+					a.changed = true
+					continue
+				}
+				configs = append(configs, cfg)
 			}
-			configs = append(configs, cfg)
-		}
-		res.Configs = configs
-		if res.ResourceType == kmsg.ConfigResourceTypeTopic {
-			topics = append(topics, res.ResourceName)
-		}
-		kept = append(kept, res)
-	}
-	req.Resources = kept
-	if changed {
+			res.Configs = configs
+			return refusal{}, false
+		})
+	if a.changed {
 		replaceBody(r, req)
 		r.answer = rewrite(kmsg.NewPtrAlterConfigsResponse, func(resp *kmsg.AlterConfigsResponse) error {
-			for i := range resp.Resources {
-				resp.Resources[i].ResourceName = names.back(resp.Resources[i].ResourceName)
-			}
-			for _, ref := range refused {
-				res := kmsg.NewAlterConfigsResponseResource()
-				res.ErrorCode, res.ErrorMessage = ref.code, &ref.message
-				res.ResourceType, res.ResourceName = ref.kind, ref.name
-				resp.Resources = append(resp.Resources, res)
-			}
+			resp.Resources = outcome(&a, resp.Resources)
 			return nil
 		})
 	}
-	c.invalidateAfter(r, topics)
+	c.invalidateAfter(r, a.topics)
 	return nil
 }
 
@@ -250,49 +286,32 @@ func (c *conn) incrementalAlterConfigs(r *request) error {
 	if err := decodeRequest(r, req); err != nil {
 		return err
 	}
-	names, changed := renamed{}, false
-	var topics []string
-	var refused []refusal
-	kept := req.Resources[:0]
-resources:
-	for _, res := range req.Resources {
-		if real, ok := realBroker(res.ResourceType, res.ResourceName); ok {
-			names[real], res.ResourceName, changed = res.ResourceName, real, true
-		}
-		for _, cfg := range res.Configs {
-			if ref, ok := c.refusesOwn(res.ResourceType, res.ResourceName, cfg.Name); ok {
-				refused, changed = append(refused, ref), true
-				continue resources
+	var a alteration
+	req.Resources = alter(&a, req.Resources,
+		func(res *kmsg.IncrementalAlterConfigsRequestResource) (kmsg.ConfigResourceType, *string) {
+			return res.ResourceType, &res.ResourceName
+		},
+		func(res *kmsg.IncrementalAlterConfigsRequestResource) (refusal, bool) {
+			for _, cfg := range res.Configs {
+				if ref, own := c.refusesOwn(res.ResourceType, res.ResourceName, cfg.Name); own {
+					return ref, true
+				}
+				if cfg.Op == kmsg.IncrementalAlterConfigOpDelete || cfg.Op == kmsg.IncrementalAlterConfigOpSubtract {
+					continue
+				}
+				if ref, ok := c.compacts(res.ResourceType, res.ResourceName, cfg.Name, cfg.Value); ok {
+					return ref, true
+				}
 			}
-			if cfg.Op == kmsg.IncrementalAlterConfigOpDelete || cfg.Op == kmsg.IncrementalAlterConfigOpSubtract {
-				continue
-			}
-			if ref, ok := c.compacts(res.ResourceType, res.ResourceName, cfg.Name, cfg.Value); ok {
-				refused, changed = append(refused, ref), true
-				continue resources
-			}
-		}
-		if res.ResourceType == kmsg.ConfigResourceTypeTopic {
-			topics = append(topics, res.ResourceName)
-		}
-		kept = append(kept, res)
-	}
-	req.Resources = kept
-	if changed {
+			return refusal{}, false
+		})
+	if a.changed {
 		replaceBody(r, req)
 		r.answer = rewrite(kmsg.NewPtrIncrementalAlterConfigsResponse, func(resp *kmsg.IncrementalAlterConfigsResponse) error {
-			for i := range resp.Resources {
-				resp.Resources[i].ResourceName = names.back(resp.Resources[i].ResourceName)
-			}
-			for _, ref := range refused {
-				res := kmsg.NewIncrementalAlterConfigsResponseResource()
-				res.ErrorCode, res.ErrorMessage = ref.code, &ref.message
-				res.ResourceType, res.ResourceName = ref.kind, ref.name
-				resp.Resources = append(resp.Resources, res)
-			}
+			resp.Resources = outcome(&a, resp.Resources)
 			return nil
 		})
 	}
-	c.invalidateAfter(r, topics)
+	c.invalidateAfter(r, a.topics)
 	return nil
 }
