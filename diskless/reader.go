@@ -322,9 +322,7 @@ func (t *Tier) get(w *writer, k chunkKey) ([]byte, error) {
 	defer cancel()
 	t.metrics.gets.Inc()
 	b, err := w.handle().Store.Get(ctx, objectKey(k.id, k.audit), int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
-	if turned, readable := w.reads.note(err, t.limits.ProbeInterval); turned {
-		t.readable(w, readable, err)
-	}
+	t.noteRead(w, err)
 	if err != nil {
 		return nil, err
 	}
@@ -337,9 +335,6 @@ func (t *Tier) get(w *writer, k chunkKey) ([]byte, error) {
 // reader to do so.
 func (t *Tier) Readable(class *tiers.Class) bool {
 	w := t.writer(class.Store)
-	if w == nil {
-		return true // nothing was ever stored there
-	}
 	store := w.handle().Store
 	if store == nil {
 		return false
@@ -357,13 +352,16 @@ func (t *Tier) tryRead(w *writer, store objstore.Store) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
 	defer cancel()
 	_, err := store.Get(ctx, keyring.MarkerKey, 0, 1)
-	if turned, readable := w.reads.note(err, t.limits.ProbeInterval); turned {
-		t.readable(w, readable, err)
-	}
+	t.noteRead(w, err)
 }
 
-// readable notes that a store's being readable has turned.
-func (t *Tier) readable(w *writer, readable bool, err error) {
+// noteRead notes what a read has come to, and tells when the store's being
+// readable has turned.
+func (t *Tier) noteRead(w *writer, err error) {
+	turned, readable := w.reads.note(err, t.limits.ProbeInterval)
+	if !turned {
+		return
+	}
 	if readable {
 		t.metrics.readable.WithLabelValues(w.name).Set(1)
 		t.log.Info().Str("store", w.name).Msg("the object store can be read again")

@@ -290,35 +290,30 @@ func (k *Kafka) start(id int32) error {
 	return nil
 }
 
-// Bootstrap lists the client addresses of all brokers.
-func (k *Kafka) Bootstrap() []string {
+// addresses lists those of one listener of all brokers.
+func (k *Kafka) addresses(listener func(*kafkaNode) string) []string {
 	var out []string
 	for _, n := range k.nodes {
-		out = append(out, n.addr)
+		out = append(out, listener(n))
 	}
 	slices.Sort(out)
 	return out
+}
+
+// Bootstrap lists the client addresses of all brokers.
+func (k *Kafka) Bootstrap() []string {
+	return k.addresses(func(n *kafkaNode) string { return n.addr })
 }
 
 // TLSBootstrap lists the addresses of all brokers for clients that speak TLS,
 // show a certificate and log in.
 func (k *Kafka) TLSBootstrap() []string {
-	var out []string
-	for _, n := range k.nodes {
-		out = append(out, n.tls)
-	}
-	slices.Sort(out)
-	return out
+	return k.addresses(func(n *kafkaNode) string { return n.tls })
 }
 
 // CertificateBootstrap is TLSBootstrap without a login.
 func (k *Kafka) CertificateBootstrap() []string {
-	var out []string
-	for _, n := range k.nodes {
-		out = append(out, n.mtls)
-	}
-	slices.Sort(out)
-	return out
+	return k.addresses(func(n *kafkaNode) string { return n.mtls })
 }
 
 // BrokerAddr is a broker's client address.

@@ -113,12 +113,7 @@ func groupsResume(t *testing.T, prefix string, members []namedMember) {
 	onAllTargets(t, func(t *testing.T, tg target) {
 		topic := tg.topic(prefix)
 		tg.create(t, topic, partitions)
-		produce := franz{}.producer(t, tg.bootstrap, "snappy")
-		all := filled(topic, partitions, total)
-		for turn := range 3 {
-			tg.turn(t, turn)
-			produce(all[turn*total/3 : (turn+1)*total/3])
-		}
+		all := tg.fill(t, "snappy", topic, partitions, total)
 		for _, m := range members {
 			group := m.name + "-" + topic
 			read := m.read(t, tg.bootstrap, group, topic, first)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/harness"
 )
@@ -134,6 +136,18 @@ func (p *sharedParts) reclass(t testing.TB, class string) {
 		t.Fatalf("reload applied %v: %v", applied, err)
 	}
 	p.class = class
+}
+
+// fill writes records in three turns, and returns them.
+func (tg target) fill(t *testing.T, codec, topic string, partitions, total int) []*kgo.Record {
+	t.Helper()
+	produce := franz{}.producer(t, tg.bootstrap, codec)
+	all := filled(topic, partitions, total)
+	for turn := range 3 {
+		tg.turn(t, turn)
+		produce(all[turn*total/3 : (turn+1)*total/3])
+	}
+	return all
 }
 
 // targets are all that a scenario runs against. The first is the measure.

@@ -109,12 +109,7 @@ func TestShareGroups(t *testing.T) {
 		group := "sharing-" + topic
 		configureShareGroup(t, tg.bootstrap, group, "share.auto.offset.reset", "earliest")
 		const total = 180
-		produce := franz{}.producer(t, tg.bootstrap, "lz4")
-		all := filled(topic, 3, total)
-		for turn := range 3 {
-			tg.turn(t, turn)
-			produce(all[turn*total/3 : (turn+1)*total/3])
-		}
+		all := tg.fill(t, "lz4", topic, 3, total)
 		number := func(r *kgo.Record) (n int) {
 			if _, err := fmt.Sscan(string(r.Key), &n); err != nil {
 				t.Errorf("key %q", r.Key)
@@ -261,12 +256,7 @@ func TestLongJavaShareGroups(t *testing.T) {
 		topic := tg.topic("java-shares")
 		tg.create(t, topic, 3)
 		const total = 180
-		produce := franz{}.producer(t, tg.bootstrap, "zstd")
-		all := filled(topic, 3, total)
-		for turn := range 3 {
-			tg.turn(t, turn)
-			produce(all[turn*total/3 : (turn+1)*total/3])
-		}
+		all := tg.fill(t, "zstd", topic, 3, total)
 		for _, mode := range []string{"implicit", "explicit"} {
 			group := mode + "-" + topic
 			configureShareGroup(t, tg.bootstrap, group, "share.auto.offset.reset", "earliest")

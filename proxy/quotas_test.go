@@ -41,6 +41,18 @@ func produceCold(r *rig, c, b *peer, v int16, size int, brokers int32) *kmsg.Pro
 	return answer
 }
 
+// expectMuted checks for how long the connection is not read.
+func expectMuted(t *testing.T, c, b *peer, want time.Duration) {
+	t.Helper()
+	began := time.Now()
+	c.ask(2, heartbeat())
+	b.reply(heartbeat())
+	if waited := time.Since(began); waited < want-time.Millisecond || waited > want {
+		t.Errorf("the connection was not read for %v, want %v", waited, want)
+	}
+	c.expect(2)
+}
+
 // A client with a byte rate is throttled by what it sent, as if the broker had
 // seen it: the answer tells the time, and the connection is not read for so long.
 func TestByteRateOfProducers(t *testing.T) {
@@ -64,13 +76,7 @@ func TestByteRateOfProducers(t *testing.T) {
 		if who := (tiers.QuotaClient{User: "ANONYMOUS", Known: true, ID: "test"}); r.quotas.last() != who {
 			t.Errorf("the rate was asked for %+v", r.quotas.last())
 		}
-		began := time.Now()
-		c.ask(2, heartbeat())
-		b.reply(heartbeat())
-		if waited := time.Since(began); waited < want-time.Millisecond || waited > want {
-			t.Errorf("the connection was not read for %v, want %v", waited, want)
-		}
-		c.expect(2)
+		expectMuted(t, c, b, want)
 		if got := r.sum("sluice_proxy_quota_bytes_total"); got != float64(saved+extra) {
 			t.Errorf("%v bytes were counted, want %d", got, saved+extra)
 		}
@@ -221,13 +227,7 @@ func TestByteRateOfConsumers(t *testing.T) {
 			if got := time.Duration(answer.ThrottleMillis) * time.Millisecond; got != want {
 				t.Errorf("throttled for %v, want %v", got, want)
 			}
-			began := time.Now()
-			c.ask(2, heartbeat())
-			b.reply(heartbeat())
-			if waited := time.Since(began); waited < want-time.Millisecond || waited > want {
-				t.Errorf("the connection was not read for %v, want %v", waited, want)
-			}
-			c.expect(2)
+			expectMuted(t, c, b, want)
 		})
 	})
 	t.Run("what brokers see counts for nothing here", func(t *testing.T) {

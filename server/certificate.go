@@ -122,16 +122,14 @@ func (c *certificate) look() {
 	if c.seen = files; !settled {
 		c.said = false
 	}
-	if err == nil {
-		if same(files, c.used) {
-			c.problem.Store(nil)
-			return
-		}
+	if err == nil && !same(files, c.used) {
 		if err = c.use(files); err == nil {
-			c.problem.Store(nil)
 			c.in.log.Info().Str("section", c.section).Time("expires", c.current.Load().Leaf.NotAfter).Msg("the certificate was renewed: new connections use it")
-			return
 		}
+	}
+	if err == nil {
+		c.problem.Store(nil)
+		return
 	}
 	if !settled || c.said {
 		return
