@@ -561,6 +561,7 @@ func TestChaos(t *testing.T) {
 			for _, c := range cancels {
 				c()
 			}
+			synctest.Wait() // what was decided in the instant of Close is being told
 			r.faulty.Decide(nil)
 			reader := r.another(Limits{})
 			for i, s := range all {

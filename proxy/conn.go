@@ -47,6 +47,8 @@ type conn struct {
 	welcome  atomic.Bool       // the broker talks to this client
 	permits  permits
 	clientID string // of the last request; reader only
+	arrivals *arrivals
+	family   *family // once it has brought a Produce; reader only
 	login    login
 	muted    atomic.Int64       // unix milliseconds until which the client is not read
 	fetched  wire.Fetch         // reader only
@@ -116,6 +118,7 @@ func (c *conn) serve() {
 	defer stop()
 
 	err := c.read()
+	c.p.families.leave(c)
 	if isRefusal(err) || errors.Is(err, errShutdown) {
 		// What came before it is owed an answer.
 		c.awaitAnswers(err)

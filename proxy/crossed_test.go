@@ -308,3 +308,82 @@ func TestABrokerThatNeverAnswersKeepsNobody(t *testing.T) {
 		}
 	})
 }
+
+// What a client has sent before it moves stays before what it sends then, also
+// while its first connection is not read, whatever it waits for.
+func TestAProducerThatMovesWaitsForWhatIsNotRead(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		before, b1 := r.pair(on(false))
+		after, b2 := r.pair(on(true))
+		after.ask(1, produce(version, -1, [2]string{cold, "zero"})) // both have produced
+		r.payloads.offloaded()[0].finish("P0")
+		corr, _ := forwarded(t, b2)
+		b2.respond(corr, produceAnswered(version))
+		after.expect(1)
+		slow := make(chan struct{})
+		r.brokers.mu.Lock()
+		r.brokers.slow = slow
+		r.brokers.mu.Unlock()
+		before.ask(1, produce(version, -1, [2]string{cold, "one"}))
+		before.ask(2, produce(version, -1, [2]string{cold, "two"}))
+		b1.silent("it is not known where its batches go")
+		after.ask(2, produce(version, -1, [2]string{cold, "three"}))
+		after.ask(3, produce(version, -1, [2]string{cold, "four"}))
+		b2.silent("its earlier batches are not read")
+		if n := len(r.payloads.offloaded()); n != 1 {
+			t.Fatalf("%d batches are offloaded", n)
+		}
+		close(slow)
+		b1.silent("nothing is durable")
+		offloads := r.payloads.offloaded()
+		if len(offloads) != 5 {
+			t.Fatalf("%d batches are offloaded", len(offloads))
+		}
+		for i, o := range offloads[1:] {
+			if want := []string{"one", "two", "three", "four"}[i]; string(o.req.Batch) != want {
+				t.Errorf("batch %d is %q, want %q", i, o.req.Batch, want)
+			}
+			o.finish("P" + string(rune('1'+i)))
+		}
+		for i, want := range []string{"P1", "P2"} {
+			corr, got := forwarded(t, b1)
+			if got != want {
+				t.Fatalf("the broker got %q, want %q", got, want)
+			}
+			b2.silent("the broker has not answered the earlier ones")
+			b1.respond(corr, produceAnswered(version))
+			before.expect(int32(i + 1))
+		}
+		for _, want := range []string{"P3", "P4"} {
+			if _, got := forwarded(t, b2); got != want {
+				t.Fatalf("the broker got %q, want %q", got, want)
+			}
+		}
+		if n := r.sum("sluice_proxy_crossed_reads_total"); n < 1 || n > 2 {
+			t.Errorf("%v requests are said to have waited for reads", n)
+		}
+	})
+}
+
+// Two connections whose readers wait for each other, for different topics, both
+// get on.
+func TestProducersThatMoveBothWays(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		one, b1 := r.pair(on(false))
+		two, b2 := r.pair(on(true))
+		for i := range int32(20) {
+			one.ask(i, produce(version, -1, [2]string{[]string{hot, "hot-2"}[i%2], "x"}))
+			two.ask(i, produce(version, -1, [2]string{[]string{"hot-2", hot}[i%2], "x"}))
+			for _, side := range []struct{ client, broker *peer }{{one, b1}, {two, b2}} {
+				corr, _ := forwarded(t, side.broker)
+				side.broker.respond(corr, produceAnswered(version))
+				side.client.expect(i)
+			}
+		}
+		if n := r.sum("sluice_proxy_crossed_late_total"); n != 0 {
+			t.Errorf("%v waited for the limit", n)
+		}
+	})
+}

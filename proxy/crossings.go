@@ -126,6 +126,14 @@ func (c *crossings) from(address, clientID string) uint64 {
 	return h.Sum64()
 }
 
+func (c *crossings) hash(key laneKey) uint64 { return maphash.Comparable(c.seed, key) }
+
+// place is the way of all producers of a client.
+func (k laneKey) place() laneKey {
+	k.anonymous, k.producer = true, 0
+	return k
+}
+
 // enter notes a request's batches, and fills in their runs. For each that has
 // something before it w is told to wait, and that it is done when that is
 // answered.
@@ -136,7 +144,7 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 	var in uint64
 	for i := range passages {
 		p := &passages[i]
-		p.shard = uint8(maphash.Comparable(c.seed, p.key) % uint64(len(c.shards)))
+		p.shard = uint8(c.hash(p.key) % uint64(len(c.shards)))
 		in |= 1 << p.shard
 	}
 	for left := in; left != 0; left &= left - 1 {

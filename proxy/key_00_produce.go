@@ -34,7 +34,8 @@ import (
 //     may not write is forwarded as it came, for the broker to refuse
 //     (permits.go).
 //   - A batch never overtakes an earlier one of its producer and partition that
-//     came in on the broker's other listener (crossings.go).
+//     came in, or could have, on the broker's other listener (crossings.go,
+//     arrivals.go).
 //   - A batch that the diskless tier rejects goes upstream as no batch at all;
 //     the broker's INVALID_RECORD for that becomes KAFKA_STORAGE_ERROR.
 //   - What a placeholder is smaller than its batch counts towards the client's
@@ -130,6 +131,9 @@ func (c *conn) cross(r *request, view *wire.Produce) {
 			key.anonymous, key.producer = false, b.ProducerID()
 		}
 		r.passages = append(r.passages, passage{key: key})
+	}
+	if others := c.p.families.join(c, from).moved(c.p.crossings.hash, r.passages, c.diskless); others != nil {
+		c.awaitArrived(others)
 	}
 	x := &r.crossing
 	x.request, x.expired = r, c.p.metrics.crossedLate

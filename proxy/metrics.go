@@ -29,6 +29,7 @@ type metrics struct {
 	dropped        prometheus.Counter
 	crossed        prometheus.Counter
 	crossedLate    prometheus.Counter
+	crossedReads   prometheus.Counter
 	suppressed     prometheus.Counter
 	reserved       prometheus.Counter
 	unmapped       prometheus.Counter
@@ -63,7 +64,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		brokerStalls:   counter("sluice_proxy_broker_stalls_total", "Connections closed because their broker took nothing of a request for too long."),
 		acceptErrors:   counter("sluice_proxy_accept_errors_total", "Connections that the operating system could not hand over."),
 		dialErrors:     counter("sluice_proxy_dial_errors_total", "Connections to brokers that did not come about."),
-		crossedLate:    counter("sluice_proxy_crossed_late_total", "Of these, requests that were forwarded after 30 s although an earlier one was not answered."),
+		crossedLate:    counter("sluice_proxy_crossed_late_total", "Produce requests that no longer waited, after 30 s, for an earlier one of their producer on the other listener."),
+		crossedReads:   counter("sluice_proxy_crossed_reads_total", "Produce requests that were not accepted before what their client had sent on the broker's other listener was read, because a topic has changed its class."),
 		crossed:        counter("sluice_proxy_crossed_requests_total", "Produce requests that waited for earlier ones of their producer on the other listener, because a topic has changed its class."),
 		dropped:        counter("sluice_proxy_requests_dropped_total", "Requests not forwarded because their client had gone."),
 		suppressed:     counter("sluice_proxy_log_suppressed_total", "Warnings not logged because there were too many."),

@@ -147,6 +147,7 @@ type Proxy struct {
 	hydrated  *pot
 	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
 	crossings *crossings
+	families  families
 	withheld  *withheld
 	throttle  throttle
 	warnings  *rate.Limiter
@@ -188,6 +189,7 @@ func New(opt Options) (*Proxy, error) {
 		apis:      newByKey(),
 		topics:    topics,
 		crossings: newCrossings(),
+		families:  families{by: make(map[familyKey]*family)},
 		throttle:  throttle{rates: make(map[rateKey]*meter)},
 		stopped:   make(chan struct{}),
 		warnings:  rate.NewLimiter(5, 50),
@@ -267,7 +269,7 @@ func (p *Proxy) admit(client net.Conn, id int32) {
 		ip = host
 	}
 	if p.opt.TLS != nil {
-		client = tls.Server(client, p.opt.TLS)
+		client = tls.Server(newInlet(client), p.opt.TLS)
 	}
 	real := realID(id)
 	c := p.newConn(client, ip, real, id != real)

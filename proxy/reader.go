@@ -29,14 +29,66 @@ type frameReader struct {
 	max  int
 	wait *socketWait // nil where one has to read to find out whether there is something
 
-	buf  *[readAhead]byte
-	r, w int // what was read into buf and not yet taken
+	arrivals arrivals
+	buf      *[readAhead]byte
+	r, w     int // what was read into buf and not yet taken
 }
 
 func newFrameReader(c net.Conn, maxFrame int) *frameReader {
 	f := &frameReader{Conn: c, max: maxFrame}
-	f.wait = newSocketWait(f)
+	f.wait = newSocketWait(c, f.buffer, f.drop, &f.arrivals)
 	return f
+}
+
+// watch lets others wait for what arrives.
+func (f *frameReader) watch() *arrivals {
+	a := &f.arrivals
+	c := f.Conn
+	if t, ok := c.(interface{ NetConn() net.Conn }); ok { // TLS
+		c = t.NetConn()
+	}
+	switch c := c.(type) {
+	case *inlet:
+		c.wait.arrivals = a
+		a.unread, a.layered = unreadBytes(c.TCPConn), true
+	case *net.TCPConn:
+		a.unread = unreadBytes(c)
+	case interface{ Unread() int }:
+		a.unread = c.Unread
+	}
+	if a.unread == nil {
+		a.unread = func() int { return 0 }
+	}
+	return a
+}
+
+// inlet is the TCP below TLS, for arrivals to watch: one layer above, nobody
+// knows what was taken off the socket.
+type inlet struct {
+	*net.TCPConn
+	wait *socketWait
+	p    []byte
+}
+
+// newInlet returns c itself when it cannot be watched.
+func newInlet(c net.Conn) net.Conn {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return c
+	}
+	i := &inlet{TCPConn: tcp}
+	i.wait = newSocketWait(tcp, func() []byte { return i.p }, func() {}, &arrivals{})
+	if i.wait == nil {
+		return c
+	}
+	return i
+}
+
+func (i *inlet) Read(p []byte) (int, error) {
+	i.p = p
+	n, err := i.wait.read()
+	i.p = nil
+	return n, err
 }
 
 func (f *frameReader) buffer() []byte {
@@ -81,9 +133,11 @@ func (f *frameReader) await() (int, error) {
 		if f.drop(); f.wait != nil {
 			n, err = f.wait.read()
 		} else {
-			n, err = f.Read(f.buffer())
+			n, err = f.read()
 		}
-		f.w += n
+		if f.w += n; n > 0 {
+			f.arrivals.begin()
+		}
 		if err != nil {
 			if err == io.EOF && f.w > f.r {
 				err = io.ErrUnexpectedEOF
@@ -98,6 +152,21 @@ func (f *frameReader) await() (int, error) {
 	}
 	return int(n) + wire.SizePrefix, nil
 }
+
+// read is for what is not plain TCP.
+func (f *frameReader) read() (int, error) {
+	if a := &f.arrivals; a.unread != nil && !a.layered && a.unread() == 0 {
+		a.empty()
+	}
+	n, err := f.Read(f.buffer())
+	if n > 0 {
+		f.arrivals.drained.Store(false)
+	}
+	return n, err
+}
+
+// accepted notes that the frame that was filled last, of n bytes, was accepted.
+func (f *frameReader) accepted(n int) { f.arrivals.accept(n, f.w-f.r) }
 
 // fill reads the frame that await announced, and releases it on an error.
 func (f *frameReader) fill(fr *frame) error {
@@ -129,6 +198,8 @@ func (c *conn) readDeadline(d time.Duration) {
 // however many of its requests are in flight.
 func (c *conn) read() error {
 	in := newFrameReader(c.client, c.p.limits.MaxFrameBytes)
+	c.arrivals = in.watch()
+	defer c.arrivals.rest()
 	idle := c.p.limits.FirstRequestTimeout
 	for {
 		c.readDeadline(idle)
@@ -165,6 +236,7 @@ func (c *conn) read() error {
 		if err := c.accept(r); err != nil {
 			return err
 		}
+		in.accepted(n)
 	}
 }
 

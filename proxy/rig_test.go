@@ -379,6 +379,7 @@ type scriptedBrokers struct {
 	facts       map[string]tiers.TopicFacts // known and not compacted where absent
 	invalidated []string
 	nodes       []int32
+	slow        chan struct{} // the next question for facts waits for it
 }
 
 func (b *scriptedBrokers) Dial(_ context.Context, node int32) (net.Conn, error) {
@@ -395,6 +396,12 @@ func (b *scriptedBrokers) Dial(_ context.Context, node int32) (net.Conn, error) 
 
 func (b *scriptedBrokers) Facts(_ context.Context, topic string) tiers.TopicFacts {
 	b.mu.Lock()
+	if slow := b.slow; slow != nil {
+		b.slow = nil
+		b.mu.Unlock()
+		<-slow
+		b.mu.Lock()
+	}
 	defer b.mu.Unlock()
 	if f, ok := b.facts[topic]; ok {
 		return f

@@ -162,6 +162,13 @@ func (c *virtualConn) isClosed() bool {
 	return c.closed
 }
 
+// Unread is what a system would tell of a socket.
+func (c *virtualConn) Unread() int {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	return len(c.in.buf)
+}
+
 func (c *virtualConn) Read(p []byte) (int, error) {
 	s := c.in
 	s.mu.Lock()

@@ -2,8 +2,10 @@
 
 package proxy
 
-type socketWait struct{}
+import "net"
 
-func newSocketWait(*frameReader) *socketWait { return nil }
+type socketWait struct{ arrivals *arrivals }
+
+func newSocketWait(net.Conn, func() []byte, func(), *arrivals) *socketWait { return nil }
 
 func (*socketWait) read() (int, error) { panic("never made") }

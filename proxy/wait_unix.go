@@ -10,19 +10,21 @@ import (
 	"syscall"
 )
 
-// socketWait reads into a frameReader's buffer, which it takes only when there
-// is something to read.
+// socketWait reads into a buffer that it takes only when there is something to
+// read.
 type socketWait struct {
-	f   *frameReader
-	raw syscall.RawConn
-	try func(fd uintptr) bool // made once: a closure for each frame would be garbage
-	n   int
-	err error
+	buffer   func() []byte
+	drop     func() // of an empty buffer
+	arrivals *arrivals
+	raw      syscall.RawConn
+	try      func(fd uintptr) bool // made once: a closure for each frame would be garbage
+	n        int
+	err      error
 }
 
 // newSocketWait returns nil for what is not plain TCP.
-func newSocketWait(f *frameReader) *socketWait {
-	tcp, ok := f.Conn.(*net.TCPConn)
+func newSocketWait(c net.Conn, buffer func() []byte, drop func(), a *arrivals) *socketWait {
+	tcp, ok := c.(*net.TCPConn)
 	if !ok {
 		return nil
 	}
@@ -30,7 +32,7 @@ func newSocketWait(f *frameReader) *socketWait {
 	if err != nil {
 		return nil
 	}
-	w := &socketWait{f: f, raw: raw}
+	w := &socketWait{buffer: buffer, drop: drop, arrivals: a, raw: raw}
 	w.try = w.attempt
 	return w
 }
@@ -38,10 +40,12 @@ func newSocketWait(f *frameReader) *socketWait {
 // attempt reports whether there is no need to wait any longer.
 func (w *socketWait) attempt(fd uintptr) bool {
 	for {
-		switch w.n, w.err = syscall.Read(int(fd), w.f.buffer()); {
+		w.arrivals.drained.Store(false)
+		switch w.n, w.err = syscall.Read(int(fd), w.buffer()); {
 		case errors.Is(w.err, syscall.EINTR):
 		case errors.Is(w.err, syscall.EAGAIN):
-			w.f.drop()
+			w.drop()
+			w.arrivals.empty()
 			return false
 		default:
 			return true

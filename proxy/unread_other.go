@@ -1,0 +1,7 @@
+//go:build !linux
+
+package proxy
+
+import "net"
+
+func unreadBytes(*net.TCPConn) func() int { return nil }
