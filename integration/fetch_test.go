@@ -3,7 +3,6 @@ package integration
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -111,16 +110,18 @@ func TestBacklog(t *testing.T) {
 	}
 }
 
-// tailPartitions of a topic whose tail is read; SLUICE_TAIL_PARTITIONS=1000 is
-// the long form.
-const tailPartitions = 200
+// What one replica writes is read at the tail through another with no more than
+// two GETs for each object, however many partitions and consumers there are.
+func TestTailGets(t *testing.T) { tailGets(t, 200) }
 
-// TestTailGets: what one replica writes is read at the tail through another
-// with no more than two GETs for each object, however many partitions and
-// consumers there are.
-func TestTailGets(t *testing.T) {
-	const topic, consumers, rounds = "tail-telemetry", 3, 20
-	partitions := fromEnv(t, "SLUICE_TAIL_PARTITIONS", tailPartitions, strconv.Atoi)
+func TestLongTailGets(t *testing.T) {
+	harness.Long(t)
+	tailGets(t, 1000)
+}
+
+func tailGets(t *testing.T, partitions int) {
+	t.Helper()
+	topic, consumers, rounds := fmt.Sprintf("tail-telemetry-%d", partitions), 3, 20
 	k := sharedKafka(t)
 	store := s3Store(harness.StartS3(t), "tail")
 	writer := startSluice(t, replica{Kafka: k.Bootstrap(), Store: store})

@@ -9,10 +9,35 @@ import (
 	"github.com/sluice-kafka/sluice/harness/history"
 )
 
-// An idempotent producer's promise, through what a proxy can be met by: a
-// broker's death and its coma, and its own death. Each is under load on both
-// tiers.
+// An idempotent producer's promise, through what a proxy can be met by: its own
+// death and a broker's.
 func TestAcknowledgedOnceInOrderThroughKills(t *testing.T) {
+	onceInOrderThrough(t, func(k *harness.Kafka, more func()) {
+		k.Kill(t, 1)
+		more()
+		k.Start(t, 1)
+		more()
+	})
+}
+
+// Worse than dead is a broker in a coma: its connections stay open and nothing
+// answers.
+func TestLongAcknowledgedOnceInOrderThroughAComa(t *testing.T) {
+	harness.Long(t)
+	onceInOrderThrough(t, func(k *harness.Kafka, more func()) {
+		for _, node := range []int32{1, 2} {
+			k.Freeze(t, node)
+			more()
+			k.Thaw(t, node)
+			more()
+		}
+	})
+}
+
+// onceInOrderThrough puts both tiers under load, and has something happen to
+// the brokers.
+func onceInOrderThrough(t *testing.T, happens func(k *harness.Kafka, more func())) {
+	t.Helper()
 	k := harness.StartKafka(t, harness.KafkaOptions{})
 	r := replica{Kafka: k.Bootstrap(), Store: s3Store(harness.StartS3(t), "kills")}.withDefaults(t)
 	s := serve(t, r)
@@ -25,16 +50,7 @@ func TestAcknowledgedOnceInOrderThroughKills(t *testing.T) {
 	live := follow(t, h, "live", r.bootstrap(), nil, topics...)
 	l.awaitMore(200, topics...)
 
-	k.Kill(t, 1)
-	l.awaitMore(200, topics...)
-	k.Start(t, 1)
-	l.awaitMore(200, topics...)
-
-	// Worse than dead: its connections stay open and nothing answers.
-	k.Freeze(t, 2)
-	l.awaitMore(200, topics...)
-	k.Thaw(t, 2)
-	l.awaitMore(200, topics...)
+	happens(k, func() { l.awaitMore(200, topics...) })
 	// What was under way was sent again, and was stored already.
 	reused := scrape(t, s.Admin, "sluice_diskless_reused_bytes_total")
 	t.Logf("%.0f bytes were sent again and not uploaded again", reused)

@@ -13,7 +13,8 @@ import (
 // outage is how long the store is away.
 const outage = 20 * time.Second
 
-func TestStoreOutage(t *testing.T) {
+func TestLongStoreOutage(t *testing.T) {
+	harness.Long(t)
 	k := sharedKafka(t)
 	s3 := harness.StartS3(t)
 	// A server that is gone refuses; a network that is gone says nothing.

@@ -26,10 +26,9 @@ import (
 )
 
 const (
-	// crowdVariable holds how many connections fetch at a time; 2000 is the long
-	// form, and wants some minutes and 10,000 open files.
-	crowdVariable = "SLUICE_OVERLOAD_CONNECTIONS"
-	crowdDefault  = 200
+	// These fetch at a time.
+	overloadConnections     = 200
+	longOverloadConnections = 2000
 	// One in deafShare connections asks for answers and never reads one.
 	deafShare = 4
 	// overloadMemory is limits.memory_bytes; connectionMemory and programMemory
@@ -49,14 +48,15 @@ const (
 // Many connections fetch more at a time than there is memory, and a part of
 // them never reads. The process stays within its memory, what is small and
 // urgent is acknowledged all the while, and whoever reads gets to the end.
-func TestOverload(t *testing.T) {
-	crowd := crowdDefault
-	if v := os.Getenv(crowdVariable); v != "" {
-		var err error
-		if crowd, err = strconv.Atoi(v); err != nil {
-			t.Fatalf("%s: %v", crowdVariable, err)
-		}
-	}
+func TestOverload(t *testing.T) { overload(t, overloadConnections) }
+
+func TestLongOverload(t *testing.T) {
+	harness.Long(t)
+	overload(t, longOverloadConnections)
+}
+
+func overload(t *testing.T, crowd int) {
+	t.Helper()
 	k := sharedKafka(t)
 	r := replica{
 		Kafka: k.Bootstrap(), Store: s3Store(harness.StartS3(t), "overload"),

@@ -18,8 +18,12 @@ import (
 	"github.com/sluice-kafka/sluice/harness/history"
 )
 
-// flipFor is how long classes are flipped; SLUICE_FLIP_FOR=1h is the long form.
-const flipFor = 45 * time.Second
+// flipFor is how long classes are flipped in make test, and in make test-full,
+// where SLUICE_FLIP_FOR=1h makes it an hour.
+const (
+	flipFor     = 2 * time.Minute
+	longFlipFor = 5 * time.Minute
+)
 
 // fromEnv reads a value, or takes the default.
 func fromEnv[T any](t *testing.T, name string, def T, parse func(string) (T, error)) T {
@@ -77,10 +81,17 @@ func (f *flipper) flip(s *sluice) {
 // plain producers have many batches in flight and consumers tail them. Two
 // replicas behind a balancer see each change at another moment. A plain
 // producer, which no broker fences, speaks to one replica.
-func TestClassesFlipUnderLoad(t *testing.T) {
+func TestClassesFlipUnderLoad(t *testing.T) { flipUnderLoad(t, flipFor) }
+
+func TestLongClassesFlipUnderLoad(t *testing.T) {
+	harness.Long(t)
+	flipUnderLoad(t, fromEnv(t, "SLUICE_FLIP_FOR", longFlipFor, time.ParseDuration))
+}
+
+func flipUnderLoad(t *testing.T, lasting time.Duration) {
+	t.Helper()
 	seed := fromEnv(t, "SLUICE_SEED", uint64(time.Now().UnixNano()), func(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) })
-	lasting := fromEnv(t, "SLUICE_FLIP_FOR", flipFor, time.ParseDuration)
-	t.Logf("SLUICE_SEED=%d SLUICE_FLIP_FOR=%v", seed, lasting)
+	t.Logf("SLUICE_SEED=%d, for %v", seed, lasting)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 
 	k := sharedKafka(t)

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,13 +21,30 @@ import (
 	"github.com/sluice-kafka/sluice/harness/history"
 )
 
-// SLUICE_STORM_CONNECTIONS makes the storm another one: 5000 take some minutes,
-// and 27,000 open files.
 const (
-	stormVariable    = "SLUICE_STORM_CONNECTIONS"
-	stormConnections = 500
-	stormDials       = 4 // limits.dials_per_broker
+	stormConnections     = 500
+	longStormConnections = 5000
+	stormDials           = 4 // limits.dials_per_broker
 )
+
+// stormSize is as many of the connections wanted as there may be open files: the
+// clients', the balancer's two, and the replica's two of each.
+func stormSize(t *testing.T, want int) int {
+	t.Helper()
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	const others, each = 2000, 5
+	size := min(want, (int(min(files.Cur, 1<<20))-others)/each)
+	if size < want {
+		t.Logf("%d connections instead of %d: they need %d open files, ulimit -n allows %d", size, want, each*want+others, files.Cur)
+	}
+	if size < stormConnections {
+		t.Fatal("raise ulimit -n")
+	}
+	return size
+}
 
 // dialCounter is a network that notes how many dials of each address are under
 // way at a time. Each takes a moment, as on a broker that has much to do.
@@ -312,21 +328,16 @@ func holdPolls(t *testing.T, addr func(node int32) string, k *harness.Kafka, gro
 // at once. They all get there, the brokers meet no storm, and a drain waits
 // neither for idle clients nor for what brokers hold for minutes.
 func TestReplicasRestartUnderManyConnections(t *testing.T) {
-	size := stormConnections
-	if v := os.Getenv(stormVariable); v != "" {
-		var err error
-		if size, err = strconv.Atoi(v); err != nil {
-			t.Fatal(stormVariable, err)
-		}
-	}
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		t.Fatal(err)
-	}
-	// The clients', the balancer's two, and the replica's two of each.
-	if need := uint64(5*size + 2000); files.Cur < need {
-		t.Fatalf("this test needs %d open files, it may have %d: raise ulimit -n", need, files.Cur)
-	}
+	restartUnder(t, stormSize(t, stormConnections))
+}
+
+func TestLongReplicasRestartUnderManyConnections(t *testing.T) {
+	harness.Long(t)
+	restartUnder(t, stormSize(t, longStormConnections))
+}
+
+func restartUnder(t *testing.T, size int) {
+	t.Helper()
 	k := sharedKafka(t)
 	one := replica{
 		Kafka: k.Bootstrap(), Host: "127.0.0.2", Advertise: "127.0.0.1", Store: s3Store(harness.StartS3(t), "restart"),
