@@ -452,6 +452,23 @@ func TestPricesFollowFromLingers(t *testing.T) {
 	}
 }
 
+// A page that shows what `sluice cost` prints shows what it prints.
+func TestCostsInPagesAreReckoned(t *testing.T) {
+	shown := 0
+	for _, page := range pages(t) {
+		for _, m := range regexp.MustCompile("(?s)```sh\nsluice (cost [^\n]*)\n```\n\n```\n(.*?)```").FindAllStringSubmatch(read(t, page), -1) {
+			shown++
+			var out, errs bytes.Buffer
+			if code := cli.Run(t.Context(), strings.Fields(m[1]), &out, &errs); code != 0 || !strings.HasPrefix(out.String(), m[2]) {
+				t.Errorf("%s: sluice %s prints\n%s%s", page, m[1], &out, &errs)
+			}
+		}
+	}
+	if shown == 0 {
+		t.Error("no page shows what `sluice cost` prints")
+	}
+}
+
 // README's configuration is the one that everything else is tested with.
 func TestReadmeShowsTheTestedConfiguration(t *testing.T) {
 	if !strings.Contains(read(t, "README.md"), "```yaml\n"+read(t, "config/testdata/good/issue.yaml")) {

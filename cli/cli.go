@@ -99,7 +99,8 @@ First steps:
   sluice dev                        all of it on this machine, with a demonstration
   sluice check -c sluice.yaml       is the file right?  --live: and the world?
   sluice topics -c sluice.yaml      which topic goes where, and why
-  sluice serve -c sluice.yaml       run`
+  sluice serve -c sluice.yaml       run
+  sluice cost                       what does it save, and what does it cost?`
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -113,7 +114,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newDev(), newVersion())
 	return root
 }
 

@@ -197,3 +197,12 @@ func (k key) section() string {
 	}
 	return ""
 }
+
+// Builtins are the classes that exist without being declared, by name.
+func Builtins() map[string]tiers.Class {
+	all := make(map[string]tiers.Class)
+	for _, c := range builtins() {
+		all[c.Name] = c
+	}
+	return all
+}

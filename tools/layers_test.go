@@ -23,6 +23,7 @@ var mayImport = map[string][]string{
 	"proxy/wire":                  {},
 	"admin":                       {},
 	"router":                      {"tiers"},
+	"cost":                        {"tiers"},
 	"config":                      {"tiers", "router"},
 	"proxy":                       {"tiers", "router", "proxy/wire"},
 	"lowlatency":                  {"tiers"},
