@@ -100,7 +100,8 @@ First steps:
   sluice check -c sluice.yaml       is the file right?  --live: and the world?
   sluice topics -c sluice.yaml      which topic goes where, and why
   sluice serve -c sluice.yaml       run
-  sluice cost                       what does it save, and what does it cost?`
+  sluice cost                       what does it save, and what does it cost?
+  sluice advise                     which topics should go where, by what they do now?`
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -114,7 +115,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newDev(), newVersion())
 	return root
 }
 

@@ -170,6 +170,7 @@ func TestHelpTeachesTheProduct(t *testing.T) {
 		{[]string{"check", "--help"}, []string{"Exit code 1", "--live", "sluice check -c sluice.yaml --live"}},
 		{[]string{"topics", "--help"}, []string{"compacted: inline", "--json"}},
 		{[]string{"cost", "--help"}, []string{"follower fetch, KIP-392", "--print-assumptions", "--fan-out", "default 7d"}},
+		{[]string{"advise", "--help"}, []string{"changes\nnothing", "--bootstrap", "--watch", "only you know"}},
 		{[]string{"dev", "--help"}, []string{"Ctrl-C", "--demo", "--data-dir", "--port"}},
 		{[]string{"version", "--help"}, []string{"Print the version"}},
 	} {

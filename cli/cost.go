@@ -114,7 +114,9 @@ fetch in their zone (follower fetch, KIP-392), with tiered storage besides
 It is arithmetic over list prices and assumptions, not an invoice. All of them
 are printed, and can be changed: by flags, by --assume, or by a file that
 --print-assumptions or --print-prices gives you to begin with. -c takes linger
-and object size of the classes from a configuration, and limits.puts_per_second.`,
+and object size of the classes from a configuration, and limits.puts_per_second.
+
+sluice advise does the same for the topics that a cluster has.`,
 		Example: `  sluice cost --throughput 100MiB --retention 7d --fan-out 3
   sluice cost --mix telemetry=80%,replay=15%,control=5% --compression 4
   sluice cost --print-assumptions > assumptions.yaml

@@ -113,6 +113,17 @@ type Stream struct {
 	Replication float64
 }
 
+// Plus is two streams as one, with what their bytes have on average.
+func (s Stream) Plus(o Stream) Stream {
+	sum := Stream{Bytes: s.Bytes + o.Bytes, Batches: s.Batches + o.Batches, Records: s.Records + o.Records}
+	if sum.Bytes == 0 {
+		return sum
+	}
+	mean := func(a, b float64) float64 { return (a*s.Bytes + b*o.Bytes) / sum.Bytes }
+	sum.Retention, sum.FanOut, sum.Replication = mean(s.Retention, o.Retention), mean(s.FanOut, o.FanOut), mean(s.Replication, o.Replication)
+	return sum
+}
+
 // stream is a share of the workload.
 func (m *Model) stream(part float64) Stream {
 	bytes := m.Throughput / m.Compression * part
@@ -213,9 +224,9 @@ func (m *Model) Requests(class tiers.Class, s Stream, replicas float64) (b Bill)
 	return b
 }
 
-// early is the bill for objects that are sealed before they are full or late:
+// Early is the bill for objects that are sealed before they are full or late:
 // a replica's budget is for all of its classes.
-func (m *Model) early(s Stream, replicas float64) (b Bill) {
+func (m *Model) Early(s Stream, replicas float64) (b Bill) {
 	if s.Bytes > 0 {
 		m.objects(&b, s, min(m.EarlyPuts, s.Batches/replicas)*replicas, 1, replicas)
 	}
@@ -242,11 +253,14 @@ func (m *Model) readers(s Stream, replicas float64) float64 {
 func (m *Model) readBack(s Stream, replicas float64) float64 { return s.Bytes * m.readers(s, replicas) }
 
 // requests is Produces and Fetches of clients a second.
-func (m *Model) requests() float64 {
+func (m *Model) requests(streams ...Stream) (sum float64) {
 	if m.Assumptions.Requests > 0 {
 		return m.Assumptions.Requests
 	}
-	return m.stream(1).Batches * (1 + m.FanOut)
+	for _, s := range streams {
+		sum += s.Batches * (1 + s.FanOut)
+	}
+	return sum
 }
 
 // brokers adds the machines that carry so much to a bill that has the disks.
@@ -255,7 +269,7 @@ func (m *Model) brokers(b *Bill, bytes, upload float64) {
 	n := math.Ceil(max(
 		m.Replication, m.Zones,
 		max(in, out)/(m.BrokerNetwork*m.MachineFill),
-		m.requests()/(m.BrokerRequests*m.MachineFill),
+		m.requests(m.stream(1))/(m.BrokerRequests*m.MachineFill),
 		m.Partitions*m.Replication/m.BrokerPartitions,
 		b[Disks].Quantity*gib/m.BrokerDisk,
 	))
@@ -265,20 +279,22 @@ func (m *Model) brokers(b *Bill, bytes, upload float64) {
 	}
 }
 
-// replicas of sluice that carry a low-latency and a diskless stream.
-func (m *Model) replicas(relayed, offloaded Stream) (float64, error) {
+// ReplicasFor is how many replicas of sluice carry a low-latency and a diskless
+// stream; the error says what to change when none do.
+func (m *Model) ReplicasFor(relayed, offloaded Stream) (float64, error) {
 	least := max(m.Zones, 2)
 	if m.Replicas > 0 {
 		least = m.Replicas
 	}
-	all := relayed.Bytes + offloaded.Bytes
-	cores := (relayed.Bytes*m.SluiceCPURelay+offloaded.Bytes*m.SluiceCPUDiskless)*(1+m.FanOut)/gib + m.requests()*m.SluiceCPURequest
+	in, out := relayed.Bytes*(1+relayed.FanOut), offloaded.Bytes*(1+offloaded.FanOut)
+	cores := (in*m.SluiceCPURelay+out*m.SluiceCPUDiskless)/gib + m.requests(relayed, offloaded)*m.SluiceCPURequest
 	capacity := m.SluiceNetwork * m.MachineFill
-	n := max(least, math.Ceil(cores/(m.SluiceCores*m.MachineFill)), math.Ceil(all*(1+m.FanOut)/capacity))
+	// Out go batches to brokers and to the store, and what consumers get.
+	n := max(least, math.Ceil(cores/(m.SluiceCores*m.MachineFill)), math.Ceil((in+out)/capacity))
 	// In come clients' batches, what brokers give consumers, and what is read
 	// from the store; that grows with every replica.
 	perReplica := m.readBack(offloaded, 2) - m.readBack(offloaded, 1)
-	fixed := all + relayed.Bytes*m.FanOut + m.readBack(offloaded, 1) - perReplica
+	fixed := in + offloaded.Bytes + m.readBack(offloaded, 1) - perReplica
 	if fixed+perReplica*n > capacity*n {
 		if perReplica >= capacity {
 			return 0, fmt.Errorf("a replica of sluice would read %s/s of objects, and its machine carries %s/s: reckon with larger ones (--assume sluice_network=, and sluice_hour in --prices)",
@@ -341,11 +357,11 @@ func (m *Model) sluice() (Bill, error) {
 	}
 	off := m.Offloaded()
 	relayed, offloaded := m.stream(max(0, 1-off)), m.stream(off)
-	n, err := m.replicas(relayed, offloaded)
+	n, err := m.ReplicasFor(relayed, offloaded)
 	if err != nil {
 		return Bill{}, err
 	}
-	b := m.Kafka(relayed, m.FollowerFetch > 0).Plus(m.Diskless(offloaded)).Plus(m.early(offloaded, n))
+	b := m.Kafka(relayed, m.FollowerFetch > 0).Plus(m.Diskless(offloaded)).Plus(m.Early(offloaded, n))
 	if off > 0 {
 		for _, name := range sorted(m.Mix) {
 			if class := m.Classes[name]; class.Tier == tiers.Diskless {
