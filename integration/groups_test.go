@@ -247,7 +247,7 @@ func TestGroupMembersShareBothTiers(t *testing.T) {
 // noticing, and whoever takes its name puts it out.
 func TestStaticMembers(t *testing.T) {
 	p := shared(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	defer cancel()
 	topics := []string{"static-control", "static-telemetry"}
 	for _, topic := range topics {

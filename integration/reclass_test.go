@@ -179,6 +179,13 @@ func flipUnderLoad(t *testing.T, lasting time.Duration) {
 // requests in flight and no sequence numbers: it keeps sending to a partition's
 // new leader while the old one owes it answers.
 func javaUnfenced(t *testing.T, jvm *harness.JVM, h *history.History, bootstrap, topic string) {
+	javaWrites(t, jvm, h, bootstrap, topic, "enable.idempotence=false", "acks=all", "retries=0",
+		"max.in.flight.requests.per.connection=5", "metadata.max.age.ms=300", "batch.size=4096", "linger.ms=0")
+}
+
+// javaWrites writes for some seconds with a Java producer; all its records must
+// be acknowledged.
+func javaWrites(t *testing.T, jvm *harness.JVM, h *history.History, bootstrap, topic string, config ...string) {
 	var lines strings.Builder
 	var sent []*kgo.Record
 	for i := range 1500 {
@@ -189,8 +196,7 @@ func javaUnfenced(t *testing.T, jvm *harness.JVM, h *history.History, bootstrap,
 			lines.WriteString("pause 10\n")
 		}
 	}
-	result := jvm.TryJava(lines.String(), "Client", "produce", bootstrap, "enable.idempotence=false", "acks=all", "retries=0",
-		"max.in.flight.requests.per.connection=5", "metadata.max.age.ms=300", "batch.size=4096", "linger.ms=0")
+	result := jvm.TryJava(lines.String(), "Client", append([]string{"produce", bootstrap}, config...)...)
 	if result.Err != nil {
 		t.Errorf("%v\n%s", result.Err, result.Stderr)
 		return
