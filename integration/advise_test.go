@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/sluice-kafka/sluice/cli"
@@ -17,18 +16,15 @@ import (
 func TestAdviseOnRealKafka(t *testing.T) {
 	kafka := sharedKafka(t)
 	bulk, silent, changelog := "advise-bulk", "advise-silent", "advise-changelog"
-	adm := kadm.NewClient(client(t, kafka.Bootstrap()[0]))
 	for topic, policy := range map[string]string{bulk: "delete", silent: "delete", changelog: "compact"} {
-		hour := "3600000"
-		if _, err := adm.CreateTopic(t.Context(), 3, 3, map[string]*string{"cleanup.policy": &policy, "retention.ms": &hour}, topic); err != nil {
-			t.Fatal(err)
-		}
+		createTopic(t, kafka.Bootstrap()[0], topic, 3, "cleanup.policy", policy, "retention.ms", "3600000")
 	}
 	const perSecond, size = 600, 4 << 10
-	l := startLoad(t, history.New(), workload{Bootstrap: kafka.Bootstrap()[0], Topics: []string{bulk, changelog}, PerSecond: perSecond, Size: size})
+	l := startLoad(t, history.New(), workload{Bootstrap: kafka.Bootstrap()[0], Topics: []string{bulk, changelog}, PerSecond: perSecond, Size: size,
+		Opts: []kgo.Opt{kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.UnknownTopicRetries(-1)}})
 	reader := client(t, kafka.Bootstrap()[0], kgo.ConsumerGroup("advise-group"), kgo.ConsumeTopics(bulk))
 	defer reader.Close()
-	for read := 0; read < perSecond/4; { // until it is in its group, and has committed
+	for read := 0; read < perSecond/8; { // until it is in its group, and has committed
 		read += reader.PollFetches(t.Context()).NumRecords()
 	}
 	if err := reader.CommitUncommittedOffsets(t.Context()); err != nil {
@@ -36,7 +32,7 @@ func TestAdviseOnRealKafka(t *testing.T) {
 	}
 
 	var out, errs bytes.Buffer
-	code := cli.Run(t.Context(), []string{"advise", "--bootstrap", strings.Join(kafka.Bootstrap(), ","), "--watch", "3s", "--min-saving", "0", "--assume", "early_puts=0", "--json"}, &out, &errs)
+	code := cli.Run(t.Context(), []string{"advise", "--bootstrap", strings.Join(kafka.Bootstrap(), ","), "--watch", "2s", "--min-saving", "0", "--assume", "early_puts=0", "--json"}, &out, &errs)
 	l.stop()
 	if code != 0 {
 		t.Fatalf("exit code %d: %s", code, &errs)
@@ -65,8 +61,9 @@ func TestAdviseOnRealKafka(t *testing.T) {
 		seen[x.Topic] = true
 		switch x.Topic {
 		case bulk:
-			// The rate is the machine's; what a record takes is not.
-			if each := x.Bytes / x.Records; x.Partitions != 3 || x.Records <= 0 || each < size || each > size*1.2 || x.Batch < size || x.Size <= 0 || x.Retention != 3600 || x.Groups != 1 || x.Now <= 0 {
+			// The rate is the machine's; what a record takes is not, as far as offsets and
+			// sizes are asked for one after the other.
+			if each := x.Bytes / x.Records; x.Partitions != 3 || x.Records <= 0 || each < size/2 || each > size*2 || x.Batch < size || x.Size <= 0 || x.Retention != 3600 || x.Groups != 1 || x.Now <= 0 {
 				t.Errorf("%+v", x)
 			}
 		case silent:
