@@ -94,6 +94,9 @@ func newAdvise() *cobra.Command {
 			if errors.Is(err, context.Canceled) {
 				return errors.New("interrupted; nothing was changed")
 			}
+			if errors.Is(err, errThroughSluice) {
+				return fmt.Errorf("%s: %w", strings.Join(opt.Bootstrap, ", "), err)
+			}
 			if err != nil {
 				return fmt.Errorf("asking %s: %w; `sluice check --live` looks closer", strings.Join(opt.Bootstrap, ", "), err)
 			}

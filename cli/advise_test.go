@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/cost"
+	"github.com/sluice-kafka/sluice/harness"
 	"github.com/sluice-kafka/sluice/lowlatency"
 )
 
@@ -320,7 +321,7 @@ func TestAdvise(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		`(?m)^# sluice advise: cluster \S+, watched for 1s. Nothing has been changed.$`,
+		`(?m)^# sluice advise: cluster \S+, watched for \d+s. Nothing has been changed.$`,
 		`(?m)^# TOPIC +IN/S +BATCH +KEPT`,
 		`(?m)^# bulk .* replay +no consumer group$`,
 		`(?m)^# idle .* no record came in$`,
@@ -370,5 +371,20 @@ func TestAdvise(t *testing.T) {
 		if code != 1 || out != "" || !strings.Contains(errs, tt.want) {
 			t.Errorf("%v: exit code %d, %s\n%s", tt.args, code, errs, out)
 		}
+	}
+}
+
+// Through a sluice placeholders look like payloads, and nothing would be right.
+func TestAdviseRefusesToLookThroughSluice(t *testing.T) {
+	k := fakeKafka(t, kfake.SeedTopics(1, "otel-x"))
+	s := settings{kafka: k.ListenAddrs(), port: harness.Ports(t, 2+brokerPorts)}
+	c := start(t, "serve", "-c", s.file(t))
+	c.errs.await(t, "ready: clients may connect")
+	code, out, errs := sluice(t, "advise", "--bootstrap", fmt.Sprintf("127.0.0.1:%d", s.port), "--watch", "1h")
+	if code != 1 || out != "" || !strings.Contains(errs, "this is the address of a sluice") {
+		t.Errorf("exit code %d, %s\n%s", code, errs, out)
+	}
+	if code := c.stop(t); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, &c.errs)
 	}
 }

@@ -84,6 +84,16 @@ func takeSurvey(ctx context.Context, cluster *lowlatency.Cluster, wait func(cont
 	if len(topics) == 0 {
 		return s, nil
 	}
+	for _, t := range topics.Sorted() {
+		one := seen{Topic: t.Topic, Partitions: len(t.Partitions), Internal: t.IsInternal, Lag: -1}
+		for _, p := range t.Partitions {
+			one.Replication += float64(len(p.Replicas)) / float64(len(t.Partitions))
+		}
+		s.Topics = append(s.Topics, one)
+	}
+	if err := s.readConfigs(ctx, cluster, adm, topics.Names()); err != nil {
+		return nil, err
+	}
 	before, err := s.look(ctx, cluster, topics.Names())
 	if err != nil {
 		return nil, err
@@ -96,15 +106,10 @@ func takeSurvey(ctx context.Context, cluster *lowlatency.Cluster, wait func(cont
 		return nil, err
 	}
 	s.Watched = after.at.Sub(before.at)
-	for _, t := range topics.Sorted() {
-		one := seen{Topic: t.Topic, Partitions: len(t.Partitions), Internal: t.IsInternal, Lag: -1}
-		for _, p := range t.Partitions {
-			one.Replication += float64(len(p.Replicas)) / float64(len(t.Partitions))
-		}
-		one.measure(t.Partitions.Numbers(), before, after)
-		s.Topics = append(s.Topics, one)
+	for i := range s.Topics {
+		t := &s.Topics[i]
+		t.measure(topics[t.Topic].Partitions.Numbers(), before, after)
 	}
-	s.readConfigs(ctx, cluster, adm, topics.Names())
 	s.readGroups(ctx, adm, after)
 	s.readBatches(ctx, cluster, after)
 	for i := range s.Topics {
@@ -192,7 +197,10 @@ func (t *seen) measure(partitions []int32, before, after *look) {
 	}
 }
 
-func (s *survey) readConfigs(ctx context.Context, cluster *lowlatency.Cluster, adm *kadm.Client, topics []string) {
+// errThroughSluice says that what is seen is not what the brokers have.
+var errThroughSluice = errors.New("this is the address of a sluice, which shows payloads where brokers have placeholders: name the brokers' own")
+
+func (s *survey) readConfigs(ctx context.Context, cluster *lowlatency.Cluster, adm *kadm.Client, topics []string) error {
 	facts := cluster.AllFacts(ctx, topics)
 	configs, err := adm.DescribeTopicConfigs(ctx, topics...)
 	s.cannot("topics' configurations cannot be read", err)
@@ -203,6 +211,9 @@ func (s *survey) readConfigs(ctx context.Context, cluster *lowlatency.Cluster, a
 		}
 		values[r.Name] = map[string]int64{}
 		for _, c := range r.Configs {
+			if strings.HasPrefix(c.Key, "sluice.") {
+				return errThroughSluice
+			}
 			if n, err := strconv.ParseInt(c.MaybeValue(), 10, 64); err == nil {
 				values[r.Name][c.Key] = n
 			}
@@ -223,6 +234,7 @@ func (s *survey) readConfigs(ctx context.Context, cluster *lowlatency.Cluster, a
 			t.RetentionBytes = n
 		}
 	}
+	return nil
 }
 
 func (s *survey) readGroups(ctx context.Context, adm *kadm.Client, now *look) {

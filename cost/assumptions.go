@@ -96,7 +96,7 @@ func Keys() []Key {
 		suppose("tiered_part", size, mib, func(a *Assumptions) *float64 { return &a.TieredPart }, "tiered storage: bytes of a PUT"),
 		suppose("tiered_chunk", size, kib, func(a *Assumptions) *float64 { return &a.TieredChunk }, "tiered storage: bytes of a GET, when consumers catch up"),
 		suppose("follower_fetch", flag, 0, func(a *Assumptions) *float64 { return &a.FollowerFetch }, "sluice, low-latency topics: consumers fetch in their zone (KIP-392), as in the column of that name"),
-		suppose("clients_elsewhere", share, 0, func(a *Assumptions) *float64 { return &a.ClientsElsewhere }, "sluice: share of clients that reach a replica in another zone; 0% needs a balancer or a DNS answer for each zone"),
+		suppose("clients_elsewhere", share, 0, func(a *Assumptions) *float64 { return &a.ClientsElsewhere }, "sluice: share of clients that are sent to any replica, not to one in their zone; 0% needs a balancer or a DNS answer for each zone"),
 		suppose("sluice_network", rate, 1, func(a *Assumptions) *float64 { return &a.SluiceNetwork }, "of a replica's machine, in each direction"),
 		suppose("sluice_cores", number, 0.1, func(a *Assumptions) *float64 { return &a.SluiceCores }, "of a replica's machine"),
 		suppose("sluice_cpu_relay", number, 0, func(a *Assumptions) *float64 { return &a.SluiceCPURelay }, "CPU seconds for each GB relayed, in and out"),

@@ -27,6 +27,7 @@ const (
 	Gets
 	Lists
 	Transfer
+	Balancer
 	Brokers
 	Replicas
 	items
@@ -43,6 +44,7 @@ var itemNames = [items]struct{ key, name, unit string }{
 	Gets:               {"gets", "GET requests", "requests"},
 	Lists:              {"lists", "LIST requests", "requests"},
 	Transfer:           {"object_transfer", "into and out of the store", "GB"},
+	Balancer:           {"balancer", "balancer before sluice", "GB"},
 	Brokers:            {"brokers", "brokers' machines", "machines"},
 	Replicas:           {"sluice", "sluice's machines", "machines"},
 }
@@ -370,7 +372,9 @@ func (m *Model) sluice() (Bill, error) {
 		}
 	}
 	all := m.stream(1)
-	b.add(SluiceTraffic, all.Bytes*(1+m.FanOut)*m.ClientsElsewhere*m.month()/gib, m.crossing())
+	clients := all.Bytes * (1 + m.FanOut) * m.month() / gib
+	b.add(SluiceTraffic, clients*m.ClientsElsewhere*m.elsewhere(), m.crossing())
+	b.add(Balancer, clients, m.Prices.BalancerGB)
 	m.brokers(&b, relayed.Bytes+m.placeholders(offloaded).Bytes, 0)
 	b.add(Replicas, n, m.ReplicaMonth())
 	return b, nil

@@ -126,6 +126,11 @@ func TestArithmetic(t *testing.T) {
 			// requests × 100 µs are 1.6 of 24 cores.
 			Replicas: {3, 626.4},
 		}},
+		{"clients that are sent anywhere", []string{"mix=control=100%", "clients_elsewhere=50%"}, "sluice", map[Item]Amount{
+			Disks: {42187.5, 3380}, ProduceTraffic: {168750, 3375}, ReplicationTraffic: {506250, 10125}, Brokers: {3, 705.024}, Replicas: {3, 626.4},
+			// Four times 253,125 GB, half of it to any zone, of which two thirds are another.
+			SluiceTraffic: {337500, 6750},
+		}},
 		{"little of it: linger seals", []string{"throughput=1MiB", "mix=telemetry=100%", "lists_per_day=0", "objects_outlive=0s", "early_puts=1"}, "sluice", map[Item]Amount{
 			Disks:              {10432.0 * 86400 / gib * 5, 10432.0 * 86400 / gib * 5 * 0.08},
 			ProduceTraffic:     {10432.0 * 2592000 / gib * 2 / 3, 10432.0 * 2592000 / gib * 2 / 3 * 0.02},
@@ -150,6 +155,10 @@ func TestArithmetic(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			m := model(t, append(base, tt.changes...)...)
 			got := estimate(t, m)[tt.setup]
+			if tt.setup == "sluice" {
+				// All clients' bytes, in and out, which are free in the built-in prices.
+				tt.want[Balancer] = Amount{m.Throughput * 4 * 2592000 / gib, 0}
+			}
 			for _, i := range Items() {
 				want := tt.want[i]
 				if math.Abs(got[i].Quantity-want.Quantity) > 1e-6*(1+want.Quantity) || math.Abs(got[i].Month-want.Month) > 1e-6*(1+want.Month) {
@@ -165,14 +174,15 @@ func TestOtherPrices(t *testing.T) {
 	m := model(t, "throughput=100MiB", "mix=telemetry=100%", "early_puts=0", "catch_up=0%", "objects_outlive=0s", "retention=1d")
 	prices := strings.NewReplacer("object_gb_month: 0.023", "object_gb_month: 0.11", "object_put_million: 5", "object_put_million: 1.13",
 		"object_get_million: 0.4", "object_get_million: 0.03", "object_upload_gb: 0", "object_upload_gb: 0.0032", "object_retrieval_gb: 0", "object_retrieval_gb: 0.0006").Replace(PricesFile())
+	prices = strings.Replace(prices, "balancer_gb: 0", "balancer_gb: 0.006", 1)
 	var err error
 	if m.Prices, err = ReadPrices("express.yaml", []byte(prices)); err != nil {
 		t.Fatal(err)
 	}
 	b := estimate(t, m)["sluice"]
 	// See the quantities above: 8,437.5 GB; 32.4 and 64.8 million requests; 253,125 GB
-	// in and twice that out.
-	for item, want := range map[Item]float64{Objects: 928.125, Puts: 36.612, Gets: 1.944, Transfer: 810 + 303.75} {
+	// in and twice that out; a balancer sees that of clients, four times.
+	for item, want := range map[Item]float64{Objects: 928.125, Puts: 36.612, Gets: 1.944, Transfer: 810 + 303.75, Balancer: 6075} {
 		if math.Abs(b[item].Month-want) > 1e-6 {
 			t.Errorf("%s: $%f, by hand $%f", item.Name(), b[item].Month, want)
 		}
@@ -303,7 +313,7 @@ func TestBadAssumptions(t *testing.T) {
 		{"zones: 2.5", `zones takes a whole number, not "2.5"`},
 		{"zones: 0", `zones has to be at least 1, not "0"`},
 		{"zones: [1]", "zones takes one value"},
-		{"throughput: fast", `throughput takes bytes a second, as in 64KiB or 100MiB, not "fast"`},
+		{"throughput: fast", `throughput takes bytes a second, as in 64KiB/s or 100MiB/s, not "fast"`},
 		{"throughput: -1", "throughput takes bytes a second"},
 		{"retention: 7", `retention takes a duration, as in 250ms, 6h or 7d, not "7"`},
 		{"retention: -7d", "retention takes a duration"},

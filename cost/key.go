@@ -30,7 +30,7 @@ var phrases = map[kind]string{
 	number:   "a number",
 	count:    "a whole number",
 	size:     "a size, as in 64KiB or 8MiB",
-	rate:     "bytes a second, as in 64KiB or 100MiB",
+	rate:     "bytes a second, as in 64KiB/s or 100MiB/s",
 	duration: "a duration, as in 250ms, 6h or 7d",
 	share:    "a share, as in 60%",
 	flag:     "true or false",
@@ -94,7 +94,9 @@ func (k kind) parse(text string) (v float64, err error) {
 // format writes a value so that parse reads it.
 func (k kind) format(v float64) string {
 	switch k {
-	case size, rate:
+	case rate:
+		return size.format(v) + "/s"
+	case size:
 		for i, unit := range []string{"PiB", "TiB", "GiB", "MiB", "KiB"} {
 			one := math.Exp2(float64(50 - 10*i))
 			if text := trim(v / one); v >= one {

@@ -29,6 +29,7 @@ type Prices struct {
 	List                  float64 `json:"object_list_million"`
 	UploadGB              float64 `json:"object_upload_gb"`
 	RetrievalGB           float64 `json:"object_retrieval_gb"`
+	BalancerGB            float64 `json:"balancer_gb"`
 	BrokerHour            float64 `json:"broker_hour"`
 	SluiceHour            float64 `json:"sluice_hour"`
 }
@@ -54,7 +55,7 @@ func (p *Prices) numbers() map[string]*float64 {
 		"cross_zone_out_gb": &p.CrossZoneOut, "cross_zone_in_gb": &p.CrossZoneIn,
 		"object_gb_month": &p.ObjectGBMonth, "object_put_million": &p.Put, "object_get_million": &p.Get, "object_list_million": &p.List,
 		"object_upload_gb": &p.UploadGB, "object_retrieval_gb": &p.RetrievalGB,
-		"broker_hour": &p.BrokerHour, "sluice_hour": &p.SluiceHour,
+		"balancer_gb": &p.BalancerGB, "broker_hour": &p.BrokerHour, "sluice_hour": &p.SluiceHour,
 	}
 }
 
