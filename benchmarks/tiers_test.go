@@ -1,22 +1,17 @@
-package benchmarks
+package benchmarks_test
 
 import (
-	"context"
 	"flag"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kadm"
-
+	"github.com/sluice-kafka/sluice/benchmarks"
 	"github.com/sluice-kafka/sluice/harness"
 )
 
@@ -102,139 +97,58 @@ func (p *sluiceProcess) logged() string {
 	return string(b)
 }
 
-// counter sums a counter over all of its labels.
-func (p *sluiceProcess) counter(t *testing.T, name string) (sum float64) {
-	t.Helper()
-	resp, err := http.Get("http://" + p.admin + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(text)) {
-		metric, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if metric, _, _ = strings.Cut(metric, "{"); metric != name {
-			continue
-		}
-		v, err := strconv.ParseFloat(value, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += v
-	}
-	return sum
-}
-
-// inKafka is what each replica of a topic takes on the brokers' disks.
-func inKafka(t *testing.T, direct route, topic string) (bytes float64) {
-	t.Helper()
-	cl, err := direct.client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	dirs, err := kadm.NewClient(cl).DescribeAllLogDirs(ctx, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dirs.Each(func(d kadm.DescribedLogDir) {
-		for _, p := range d.Topics[topic] {
-			bytes += float64(p.Size)
-		}
-	})
-	return bytes / replication
-}
-
 // Every record that was produced is consumed once and unchanged, directly and
 // through both tiers; of the diskless one Kafka stores little. Times are
 // printed and never judged: that is for a person who knows the machine.
 func TestTiersSideBySide(t *testing.T) {
 	k := harness.StartKafka(t, harness.KafkaOptions{})
 	s := startSluice(t, k, harness.StartS3(t))
-	through := []string{s.bootstrap}
-	results := []result{
-		{route: route{"direct Kafka", k.Bootstrap(), "bench-direct"}},
-		{route: route{"low-latency tier", through, "bench-control"}},
-		{route: route{"diskless, enrichment (50ms)", through, "bench-enrichment"}},
-		{route: route{"diskless, telemetry (250ms)", through, "bench-telemetry"}},
+	through := func(name, suffix string) benchmarks.Target {
+		return benchmarks.Target{Name: name, Bootstrap: []string{s.bootstrap}, Metrics: []string{"http://" + s.admin + "/metrics"}, Topic: benchmarks.DefaultTopic + suffix}
 	}
-	v := newValues()
-	steadyLoad := load{records: int((*steady + *warmUp).Seconds() * float64(*rate)), rate: *rate, warmUp: int(warmUp.Seconds() * float64(*rate))}
-	bulkLoad := load{records: *bulkMiB << 20 / valueSize}
-	for i := range results {
-		create(t, results[i].route)
+	targets := []benchmarks.Target{
+		{Name: "direct", Bootstrap: k.Bootstrap(), Topic: benchmarks.DefaultTopic},
+		through("low-latency", ""),
+		through("enrichment", "-enrichment"),
+		through("telemetry", "-telemetry"),
 	}
-	phase := func(r *result, l load) run {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), *steady+*warmUp+time.Minute)
-		defer cancel()
-		objects, bytes := s.counter(t, "sluice_diskless_objects_written_total"), s.counter(t, "sluice_diskless_object_bytes_total")
-		out, err := r.route.drive(ctx, l, v)
+	for _, name := range []string{"steady", "bulk"} {
+		w, err := benchmarks.Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "steady" {
+			w.Duration, w.WarmUp, w.Streams[0].Rate = benchmarks.Duration(*steady), benchmarks.Duration(*warmUp), benchmarks.Rate(*rate)
+		} else {
+			w.Streams[0].Records = *bulkMiB << 20 / int(w.Streams[0].Size)
+		}
+		r, err := benchmarks.Run(t.Context(), benchmarks.Options{
+			Targets: targets, Workload: w, Rounds: *rounds, Client: "franz-go", Version: "under test",
+			Progress: func(line string) { t.Log(line) },
+		})
 		if err != nil {
 			t.Fatalf("%v\nsluice says:\n%s", err, s.logged())
 		}
-		r.stored.objects += s.counter(t, "sluice_diskless_objects_written_total") - objects
-		r.stored.inObjects += s.counter(t, "sluice_diskless_object_bytes_total") - bytes
-		r.stored.payload += float64(l.records) * valueSize
-		return out
-	}
-	for round := range *rounds {
-		// Each round begins with another route, so that none always runs on
-		// what the one before it left behind.
-		for i := range results {
-			r := &results[(round+i)%len(results)]
-			r.steady = append(r.steady, phase(r, steadyLoad))
-			r.bulk = append(r.bulk, phase(r, bulkLoad))
+		r.Print(os.Stdout)
+		for _, sum := range r.Summaries {
+			if sum.Rounds != *rounds || sum.Errors > 0 || sum.Missing+sum.Doubled+sum.Changed > 0 {
+				t.Errorf("%s: %+v\nsluice says:\n%s", name, sum, s.logged())
+			}
 		}
-	}
-	for i := range results {
-		r := &results[i]
-		r.stored.inKafka = inKafka(t, results[0].route, r.route.topic)
-		diskless := i >= 2
-		if share := r.stored.inKafka / r.stored.payload; share == 0 || diskless && share > 0.5 || !diskless && share < 1 {
-			t.Errorf("%s: Kafka stores %.3f of the payload's bytes", r.route.name, share)
-		}
-		if went := r.stored.inObjects / r.stored.payload; diskless && went < 0.5 || !diskless && went > 0 {
-			t.Errorf("%s: %.3f of the payload's bytes went to objects", r.route.name, went)
-		}
-	}
-	fmt.Printf("\nKafka %s, %d brokers; S3 server on the same disk; %s, %d CPUs for all of it\n", harness.DefaultKafka, len(k.Nodes()), runtime.Version(), runtime.NumCPU())
-	fmt.Printf("%d rounds; steady: %d records/s of %d B for %v; bulk: %d MiB; %d partitions, acks=all, no compression\n\n", *rounds, *rate, valueSize, *steady, *bulkMiB, partitions)
-	report(os.Stdout, results, bulkLoad.records)
-}
-
-func create(t *testing.T, r route) {
-	t.Helper()
-	cl, err := r.client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	adm := kadm.NewClient(cl)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	if _, err := adm.CreateTopic(ctx, partitions, replication, nil, r.topic); err != nil {
-		t.Fatalf("creating %s: %v", r.topic, err)
-	}
-	// Brokers learn of a topic one after the other; producing would wait too,
-	// but asking for offsets would not.
-	for {
-		offsets, err := adm.ListEndOffsets(ctx, r.topic)
-		if err == nil {
-			err = offsets.Error()
-		}
-		if err == nil && len(offsets[r.topic]) == partitions {
-			return
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			t.Fatalf("%s has no leaders: %v", r.topic, err)
+		for i, u := range r.Usage {
+			diskless := i >= 2
+			if share := u.KafkaShare; share == 0 || diskless && share > 0.5 || !diskless && share < 1 {
+				t.Errorf("%s, %s: Kafka stores %.3f of the payload's bytes", name, u.Target, share)
+			}
+			if i == 0 {
+				continue
+			}
+			if went := u.Proxy.ObjectBytes / u.PayloadBytes; diskless && went < 0.5 || !diskless && went > 0 {
+				t.Errorf("%s, %s: %.3f of the payload's bytes went to objects", name, u.Target, went)
+			}
+			if u.Proxy.CPUSeconds <= 0 || u.Proxy.PeakMemory <= 0 {
+				t.Errorf("%s, %s: no CPU or memory measured: %+v", name, u.Target, u.Proxy)
+			}
 		}
 	}
 }

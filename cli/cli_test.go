@@ -172,6 +172,7 @@ func TestHelpTeachesTheProduct(t *testing.T) {
 		{[]string{"cost", "--help"}, []string{"follower fetch, KIP-392", "--print-assumptions", "--fan-out", "default 7d"}},
 		{[]string{"advise", "--help"}, []string{"changes\nnothing", "--bootstrap", "--watch", "only you know"}},
 		{[]string{"dev", "--help"}, []string{"Ctrl-C", "--demo", "--data-dir", "--port"}},
+		{[]string{"bench", "--help"}, []string{"open loop", "--target", "--embedded", "exit code is 1", "sluice bench --print steady"}},
 		{[]string{"version", "--help"}, []string{"Print the version"}},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
@@ -212,6 +213,18 @@ func TestCalledWrongly(t *testing.T) {
 		{[]string{"dev", "--demo-time", "0s"}, "--demo=false leaves it out"},
 		{[]string{"dev", "--once", "--demo=false"}, "choose one of them"},
 		{[]string{"dev", "--data-dir", "/dev/null/x"}, "choose another with --data-dir"},
+		{[]string{"bench"}, "what is to be measured? --target name=host:port, -c sluice.yaml, or --embedded"},
+		{[]string{"bench", "--target", "host:9092"}, "write name=host:port"},
+		{[]string{"bench", "--target", "a=host"}, "\"host\" is not host:port"},
+		{[]string{"bench", "--target", "a=host:1", "--metrics", "b=host:2"}, "with the name of a --target"},
+		{[]string{"bench", "--target", "a=host:1", "--topic", "a=otel"}, "one asterisk"},
+		{[]string{"bench", "--embedded", "-c", "sluice.yaml"}, "choose one"},
+		{[]string{"bench", "--embedded", "--workload", "stedy"}, "there is no workload \"stedy\"; there are "},
+		{[]string{"bench", "--embedded", "--rounds", "0"}, "choose 1 to"},
+		{[]string{"bench", "--embedded", "--client", "kafka-python"}, "franz-go or sarama"},
+		{[]string{"bench", "--embedded", "--workload", "sweep", "--rate", "5"}, "have their own rates"},
+		{[]string{"bench", "--embedded", "--class", "fast"}, "no such class"},
+		{[]string{"bench", "--target", "a=host:1", "--sasl", "GSSAPI", "--password-file", "/dev/null"}, "it is PLAIN"},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
 			t.Chdir(t.TempDir())
