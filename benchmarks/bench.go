@@ -172,7 +172,7 @@ func (b *bench) prepare(ctx context.Context, t Target) (*place, error) {
 	if versions, err := p.admin.ApiVersions(ctx); err == nil {
 		for _, v := range versions.Sorted() {
 			if v.Err == nil {
-				p.info.Kafka = v.VersionGuess(kversion.SkipKeys(4, 5, 6, 7))
+				p.info.Kafka = v.VersionGuess(kversion.TryRaftBroker())
 				break
 			}
 		}
