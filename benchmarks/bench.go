@@ -13,7 +13,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kversion"
 )
 
 // Options are what a comparison is made of.
@@ -172,7 +171,7 @@ func (b *bench) prepare(ctx context.Context, t Target) (*place, error) {
 	if versions, err := p.admin.ApiVersions(ctx); err == nil {
 		for _, v := range versions.Sorted() {
 			if v.Err == nil {
-				p.info.Kafka = v.VersionGuess(kversion.TryRaftBroker())
+				p.info.Kafka = v.VersionGuess()
 				break
 			}
 		}
