@@ -19,6 +19,7 @@ import (
 
 	"github.com/sluice-kafka/sluice/cli"
 	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/cost"
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/lowlatency"
@@ -466,6 +467,42 @@ func TestCostsInPagesAreReckoned(t *testing.T) {
 	}
 	if shown == 0 {
 		t.Error("no page shows what `sluice cost` prints")
+	}
+}
+
+// From which load on sluice pays, as README says it, follows from the model.
+func TestWhereSluicePays(t *testing.T) {
+	bills := func(throughput float64, zones int) map[string]float64 {
+		m := cost.Model{Assumptions: cost.Defaults(), Prices: cost.ListPrices(), Classes: config.Builtins()}
+		m.Throughput, m.Zones = throughput*(1<<20), float64(zones)
+		setups, err := m.Estimate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[string]float64{}
+		for _, s := range setups {
+			all[s.Key] = s.Bill.Total()
+		}
+		return all
+	}
+	text := strings.Join(strings.Fields(read(t, "README.md")), " ")
+	said := regexp.MustCompile(`cheaper than follower fetch from (\d+) MiB/s on, and than tiered storage from (\d+) MiB/s on`).FindStringSubmatch(text)
+	if said == nil || !strings.Contains(text, "In one zone there is no traffic to save, and tiered storage stays cheaper") {
+		t.Fatal("README.md does not say from which load on sluice pays")
+	}
+	for i, setup := range []string{"follower_fetch", "tiered_storage"} {
+		from, err := strconv.ParseFloat(said[i+1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, below := bills(from, 3), bills(from*0.8, 3); at["sluice"] >= at[setup] || below["sluice"] <= below[setup] {
+			t.Errorf("%s: it does not begin to pay at %.0f MiB/s: %v, and %v below", setup, from, at, below)
+		}
+	}
+	for _, throughput := range []float64{1, 10, 100, 200} {
+		if one := bills(throughput, 1); one["sluice"] <= one["tiered_storage"] {
+			t.Errorf("one zone, %.0f MiB/s: %v", throughput, one)
+		}
 	}
 }
 

@@ -339,7 +339,7 @@ func (a *adviser) notes(s *survey) []string {
 	case s.Racks == 0:
 		notes = append(notes, fmt.Sprintf("Brokers name no rack: %.0f zones are assumed (--assume zones=).", a.model.Zones))
 	case s.Racks == 1:
-		notes = append(notes, "All brokers are in one zone, by their rack, so nothing is saved between zones (--assume zones= if that is wrong).")
+		notes = append(notes, "All brokers are in one zone, by their rack, so nothing is saved between zones (--assume zones= if that is wrong), and tiered storage may be cheaper: see `sluice cost --zones 1`.")
 	}
 	if a.model.FollowerFetch > 0 {
 		notes = append(notes, "Today's cost is that with consumers that fetch in their zone; if they do not, they save more (--assume follower_fetch=false).")
