@@ -218,12 +218,23 @@ func TestSurvey(t *testing.T) {
 	if _, err := adm.CommitOffsets(t.Context(), "half", kadm.Offsets{"bulk": {0: {Topic: "bulk", Partition: 0, At: 15}}}); err != nil {
 		t.Fatal(err)
 	}
+	// And one that has members and reads all.
+	tail, err := kgo.NewClient(kgo.SeedBrokers(k.ListenAddrs()...), kgo.ConsumerGroup("tail"), kgo.ConsumeTopics("bulk"), kgo.DisableAutoCommit())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tail.Close()
 	once := producer(t, k.ListenAddrs(), kgo.DisableIdempotentWrite())
 	s, err := takeSurvey(t.Context(), clusterOf(t, k.ListenAddrs()), func(context.Context) error {
 		fill(t, cl, "bulk", 0, 4)
 		fill(t, cl, "bulk", 1, 2)
 		fill(t, once, "for-ever", 0, 1)
-		return nil
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		for read := 0; read < 90 && ctx.Err() == nil; {
+			read += tail.PollFetches(ctx).NumRecords()
+		}
+		return tail.CommitUncommittedOffsets(ctx)
 	})
 	if err != nil || len(s.Unknown) > 0 {
 		t.Fatalf("%v, %v", err, s.Unknown)
@@ -232,7 +243,7 @@ func TestSurvey(t *testing.T) {
 	for _, x := range s.Topics {
 		topics[x.Topic] = x
 	}
-	if x := topics["bulk"]; x.Partitions != 2 || x.Groups != 1 || x.Lag != -1 || x.Retention != time.Hour || !x.Configured || x.Compacted || x.Placeholders != 0 || x.NoProducerID {
+	if x := topics["bulk"]; x.Partitions != 2 || x.Groups != 2 || x.Lag != 0 || x.Retention != time.Hour || !x.Configured || x.Compacted || x.Placeholders != 0 || x.NoProducerID {
 		t.Errorf("%+v", x)
 	}
 	// 60 records of 4,000 bytes and some came in.
