@@ -33,6 +33,25 @@ var javaTools = map[string]string{
 	"kafka-verifiable-consumer": "org.apache.kafka.tools.VerifiableConsumer",
 }
 
+// javaToolsBefore4 are those that were elsewhere then.
+var javaToolsBefore4 = map[string]string{
+	"kafka-acls":                "kafka.admin.AclCommand",
+	"kafka-broker-api-versions": "kafka.admin.BrokerApiVersionsCommand",
+	"kafka-console-producer":    "kafka.tools.ConsoleProducer",
+}
+
+func toolClass(t testing.TB, tool string, before4 bool) string {
+	t.Helper()
+	if class, ok := javaToolsBefore4[tool]; ok && before4 {
+		return class
+	}
+	class, ok := javaTools[tool]
+	if !ok {
+		t.Fatalf("harness: no tool %s", tool)
+	}
+	return class
+}
+
 // javaTimeout bounds one tool.
 const javaTimeout = 2 * time.Minute
 
@@ -56,11 +75,7 @@ func (k *Kafka) Tool(t testing.TB, in, tool string, args ...string) string {
 // TryTool is Tool for one that may fail.
 func (k *Kafka) TryTool(t testing.TB, in, tool string, args ...string) JavaResult {
 	t.Helper()
-	class, ok := javaTools[tool]
-	if !ok {
-		t.Fatalf("harness: no tool %s", tool)
-	}
-	return k.java(in, append([]string{class}, args...)...)
+	return k.java(in, append([]string{toolClass(t, tool, k.before4())}, args...)...)
 }
 
 // Java runs a single-file program from harness/java, with in as its standard

@@ -21,6 +21,7 @@ import (
 // in one process: most of what each would take by itself is the start of Java.
 type JVM struct {
 	process *Process
+	before4 bool // the tools are of a release before 4.0
 	log     string
 	in      io.WriteCloser
 	out     *bufio.Reader
@@ -31,12 +32,30 @@ type JVM struct {
 // StartJVM starts one. It ends with the test.
 func (k *Kafka) StartJVM(t testing.TB) *JVM {
 	t.Helper()
-	classes, err := javaClasses(k.opt.Version, k.cp)
+	j := startJVM(t, k.dir, k.cp, k.nodes[k.opt.Nodes[0]].log4j())
+	j.before4 = k.before4()
+	return j
+}
+
+// StartJavaClients is StartJVM with the clients of some release, without tools.
+// What it has no class for ends the program: share groups, for example.
+func StartJavaClients(t testing.TB, version string) *JVM {
+	t.Helper()
+	cp, err := classpath("clients", version)
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := filepath.Join(k.dir, "jvm.log")
-	args := append(jvm(classes+string(os.PathListSeparator)+k.cp, k.nodes[k.opt.Nodes[0]].log4j(), "-Xmx384m"), "Runner")
+	return startJVM(t, tempDir(t, "java"), cp, "")
+}
+
+func startJVM(t testing.TB, dir, cp, log4j string) *JVM {
+	t.Helper()
+	classes, err := javaClasses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(dir, "jvm.log")
+	args := append(jvm(classes+string(os.PathListSeparator)+cp, log4j, "-Xmx384m"), "Runner")
 	j := &JVM{log: log}
 	var stdout io.ReadCloser
 	if j.process, j.in, stdout, err = startPiped("JVM", log, "java", args...); err != nil {
@@ -50,8 +69,14 @@ func (k *Kafka) StartJVM(t testing.TB) *JVM {
 	return j
 }
 
-// javaClasses compiles harness/java, once for each state of the sources.
-func javaClasses(version, cp string) (string, error) {
+// javaClasses compiles harness/java, once for each state of the sources, against
+// DefaultKafka: older releases have what is used of them, too, and Java looks for
+// a class when it needs it.
+func javaClasses() (string, error) {
+	cp, err := Classpath(DefaultKafka)
+	if err != nil {
+		return "", err
+	}
 	sources, err := filepath.Glob(filepath.Join(root(), "harness", "java", "*.java"))
 	if err != nil {
 		return "", err
@@ -64,7 +89,7 @@ func javaClasses(version, cp string) (string, error) {
 		}
 		sum.Write(b)
 	}
-	dir := filepath.Join(cacheDir(), "java-"+version+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
+	dir := filepath.Join(cacheDir(), "java-"+DefaultKafka+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
 	return dir, once(dir, func(tmp string) error {
 		javac, err := need("javac", "install a JDK 17 or newer (Debian: apt-get install openjdk-17-jdk-headless)")
 		if err != nil {
@@ -88,11 +113,7 @@ func (j *JVM) Tool(t testing.TB, tool string, args ...string) string {
 // TryTool is Tool for one that may fail.
 func (j *JVM) TryTool(t testing.TB, tool string, args ...string) JavaResult {
 	t.Helper()
-	class, ok := javaTools[tool]
-	if !ok {
-		t.Fatalf("harness: no tool %s", tool)
-	}
-	return j.run(class, "", args)
+	return j.run(toolClass(t, tool, j.before4), "", args)
 }
 
 // Java runs a program of harness/java, with in as its standard input. The test

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -21,11 +22,18 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 )
 
-// DefaultKafka is the release that tests run when they ask for none.
+// DefaultKafka is the release that tests run when neither they nor the
+// environment's SLUICE_KAFKA ask for another.
 const DefaultKafka = "4.3.1"
 
+// kafkaVariable names the release that stands in for DefaultKafka.
+const kafkaVariable = "SLUICE_KAFKA"
+
+// OnKafka is the environment of a process whose tests run this release.
+func OnKafka(version string) []string { return append(os.Environ(), kafkaVariable+"="+version) }
+
 // KafkaOptions choose a cluster. The zero value is three brokers, ids 1 to 3,
-// of DefaultKafka.
+// of the release that tests run.
 type KafkaOptions struct {
 	Version    string
 	Nodes      []int32
@@ -66,17 +74,20 @@ type kafkaNode struct {
 }
 
 // Classpath returns the class path of a Kafka release, fetched once.
-func Classpath(version string) (string, error) {
+func Classpath(version string) (string, error) { return classpath("kafka", version) }
+
+// classpath fetches what a folder's pom.xml asks for.
+func classpath(what, version string) (string, error) {
 	if _, err := need("java", "install a JDK 17 or newer (Debian: apt-get install openjdk-17-jdk-headless)"); err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cacheDir(), "kafka-"+version)
+	dir := filepath.Join(cacheDir(), what+"-"+version)
 	err := once(dir, func(tmp string) error {
 		mvn, err := need("mvn", "install Apache Maven (Debian: apt-get install maven)")
 		if err != nil {
 			return err
 		}
-		return run(filepath.Join(root(), "harness", "kafka"), mvn, "-q", "-B", "dependency:copy-dependencies",
+		return run(filepath.Join(root(), "harness", what), mvn, "-q", "-B", "dependency:copy-dependencies",
 			"-Dkafka.version="+version, "-DoutputDirectory="+tmp)
 	})
 	if err != nil {
@@ -90,7 +101,7 @@ func Classpath(version string) (string, error) {
 func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
 	t.Helper()
 	if opt.Version == "" {
-		opt.Version = DefaultKafka
+		opt.Version = cmp.Or(os.Getenv(kafkaVariable), DefaultKafka)
 	}
 	if len(opt.Nodes) == 0 {
 		opt.Nodes = []int32{1, 2, 3}
@@ -241,6 +252,9 @@ func (k *Kafka) format(n *kafkaNode) error {
 			p[ssl+"client.auth"] = "required"
 		}
 	}
+	if k.before4() {
+		p["group.coordinator.rebalance.protocols"] = "classic,consumer" // KIP-848, which is not the default yet
+	}
 	for key, v := range k.opt.Properties {
 		p[key] = v
 	}
@@ -289,6 +303,9 @@ func (k *Kafka) start(id int32) error {
 	n.process = p
 	return nil
 }
+
+// before4 reports whether the release is older than 4.0.
+func (k *Kafka) before4() bool { return strings.HasPrefix(k.opt.Version, "3.") }
 
 // addresses lists those of one listener of all brokers.
 func (k *Kafka) addresses(listener func(*kafkaNode) string) []string {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/IBM/sarama"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/sluice-kafka/sluice/harness"
 )
@@ -34,12 +35,25 @@ type clientLibrary interface {
 }
 
 func libraries(p *sharedParts) []clientLibrary {
-	return []clientLibrary{franz{}, saramaClient{}, javaClient{p.jvm}}
+	return []clientLibrary{franz{}, saramaClient{sarama.V4_1_0_0}, javaClient{p.jvm, "Java"}}
 }
 
-type franz struct{}
+// franz is franz-go, which speaks as clients of a release did when it is told so.
+type franz struct{ as *kversion.Versions }
 
-func (franz) name() string { return "franz-go" }
+func (f franz) name() string {
+	if f.as == nil {
+		return "franz-go"
+	}
+	return "franz-go as of " + f.as.VersionGuess()
+}
+
+func (f franz) opts(more ...kgo.Opt) []kgo.Opt {
+	if f.as != nil {
+		more = append(more, kgo.MaxVersions(f.as))
+	}
+	return more
+}
 
 func franzCodec(codec string) kgo.Opt {
 	return kgo.ProducerBatchCompression(map[string]kgo.CompressionCodec{
@@ -48,8 +62,8 @@ func franzCodec(codec string) kgo.Opt {
 	}[codec])
 }
 
-func (franz) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record) {
-	cl := client(t, bootstrap, franzCodec(codec), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ManualFlushing(), kgo.MaxBufferedRecords(1_000_000))
+func (f franz) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record) {
+	cl := client(t, bootstrap, f.opts(franzCodec(codec), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ManualFlushing(), kgo.MaxBufferedRecords(1_000_000))...)
 	return func(records []*kgo.Record) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -67,17 +81,18 @@ func (franz) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record)
 	}
 }
 
-func (franz) consume(t testing.TB, bootstrap string, n int, topic string) []*kgo.Record {
-	return consumed(t, bootstrap, n, nil, topic)
+func (f franz) consume(t testing.TB, bootstrap string, n int, topic string) []*kgo.Record {
+	return consumed(t, bootstrap, n, f.opts(), topic)
 }
 
-type saramaClient struct{}
+// saramaClient is sarama, of the release of Kafka that it is told to be of.
+type saramaClient struct{ version sarama.KafkaVersion }
 
-func (saramaClient) name() string { return "sarama" }
+func (c saramaClient) name() string { return "sarama for " + c.version.String() }
 
-func saramaConfig() *sarama.Config {
+func (c saramaClient) config() *sarama.Config {
 	cfg := sarama.NewConfig()
-	cfg.Version = sarama.V4_1_0_0
+	cfg.Version = c.version
 	cfg.Producer.Partitioner = sarama.NewManualPartitioner
 	cfg.Producer.Return.Successes = true
 	cfg.Producer.RequiredAcks = sarama.WaitForAll
@@ -88,9 +103,9 @@ func saramaConfig() *sarama.Config {
 	return cfg
 }
 
-func (saramaClient) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record) {
+func (c saramaClient) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record) {
 	t.Helper()
-	cfg := saramaConfig()
+	cfg := c.config()
 	cfg.Producer.Compression = map[string]sarama.CompressionCodec{
 		"none": sarama.CompressionNone, "gzip": sarama.CompressionGZIP, "snappy": sarama.CompressionSnappy,
 		"lz4": sarama.CompressionLZ4, "zstd": sarama.CompressionZSTD,
@@ -126,14 +141,14 @@ func (saramaClient) producer(t testing.TB, bootstrap, codec string) func([]*kgo.
 	}
 }
 
-func (saramaClient) consume(t testing.TB, bootstrap string, n int, topic string) []*kgo.Record {
+func (c saramaClient) consume(t testing.TB, bootstrap string, n int, topic string) []*kgo.Record {
 	t.Helper()
-	c, err := sarama.NewConsumer(strings.Split(bootstrap, ","), saramaConfig())
+	consumer, err := sarama.NewConsumer(strings.Split(bootstrap, ","), c.config())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
-	partitions, err := c.Partitions(topic)
+	defer consumer.Close()
+	partitions, err := consumer.Partitions(topic)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,7 +158,7 @@ func (saramaClient) consume(t testing.TB, bootstrap string, n int, topic string)
 	defer wg.Wait()
 	defer close(stop)
 	for _, partition := range partitions {
-		pc, err := c.ConsumePartition(topic, partition, sarama.OffsetOldest)
+		pc, err := consumer.ConsumePartition(topic, partition, sarama.OffsetOldest)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,15 +189,18 @@ func (saramaClient) consume(t testing.TB, bootstrap string, n int, topic string)
 			}
 			out = append(out, r)
 		case <-patience:
-			t.Fatalf("sarama got %d of %d records", len(out), n)
+			t.Fatalf("%s got %d of %d records", c.name(), len(out), n)
 		}
 	}
 	return out
 }
 
-type javaClient struct{ jvm *harness.JVM }
+type javaClient struct {
+	jvm *harness.JVM
+	is  string
+}
 
-func (javaClient) name() string { return "Java" }
+func (j javaClient) name() string { return j.is }
 
 func (j javaClient) producer(t testing.TB, bootstrap, codec string) func([]*kgo.Record) {
 	return func(records []*kgo.Record) {

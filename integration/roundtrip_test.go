@@ -93,10 +93,14 @@ func (p payload) place(topic string, partition int32) []*kgo.Record {
 
 // What is read equals what was written, whoever wrote it, whoever reads it.
 func TestEveryClientReadsWhatEveryClientWrote(t *testing.T) {
+	clientsReadEachOther(t, "clients", libraries(shared(t)), codecs, true)
+}
+
+// clientsReadEachOther has every library write with every codec, and read it all.
+func clientsReadEachOther(t *testing.T, name string, libs []clientLibrary, codecs []string, large bool) {
 	p := shared(t)
 	onAllTargets(t, func(t *testing.T, tg target) {
-		topic := tg.topic("clients")
-		libs := libraries(p)
+		topic := tg.topic(name)
 		// A partition for each library and codec.
 		tg.create(t, topic, int32(len(libs)*len(codecs)))
 		before := storedBatches(t, tg)
@@ -106,7 +110,7 @@ func TestEveryClientReadsWhatEveryClientWrote(t *testing.T) {
 			for c, codec := range codecs {
 				partition := int32(l*len(codecs) + c)
 				producers[partition] = lib.producer(t, tg.bootstrap, codec)
-				data[partition] = payloads(uint64(partition), codec == codecs[l])
+				data[partition] = payloads(uint64(partition), large && codec == codecs[l])
 			}
 		}
 		var wrote []*kgo.Record

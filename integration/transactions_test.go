@@ -81,7 +81,7 @@ func (j javaClient) transact(t *testing.T, bootstrap string, records []*kgo.Reco
 // whoever reads.
 func TestOneTransactionOverBothTiers(t *testing.T) {
 	p := shared(t)
-	java := javaClient{p.jvm}
+	java := javaClient{p.jvm, "Java"}
 	writers := map[string]transact{"franz": franzTransact, "java": java.transact}
 	for name, write := range writers {
 		for _, pr := range pairs(t, p, "tx-"+name) {
@@ -103,7 +103,7 @@ func TestLongTransactionsOfOlderKinds(t *testing.T) {
 			s := startSluice(t, replica{Kafka: k.Bootstrap()})
 			writers := map[string]transact{"franz-before-KIP-890": beforeKIP890}
 			if version != "2" { // which is every other test's
-				writers["franz"], writers["java"] = franzTransact, javaClient{jvm}.transact
+				writers["franz"], writers["java"] = franzTransact, javaClient{jvm, "Java"}.transact
 			}
 			for name, write := range writers {
 				pr := pair{target{name: "sluice", bootstrap: s.Bootstrap, sluice: s}, []string{name + "-control", name + "-telemetry"}}
