@@ -6,19 +6,23 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 )
 
 // tripAfter so many reads in a row to which a store gave no answer, it counts as
-// unreadable.
+// unreadable. When they were not of as many objects, it is asked for the marker
+// first: an object that hangs for ever is not the store's being away.
 const tripAfter = 3
 
 // readBreaker keeps a store that gives no answer from holding up its readers:
-// they are told at once, and now and then what one of them wanted is tried
-// behind its back. An answer, whichever, mends it.
+// they are told at once, and now and then the marker is read behind their back.
+// An answer, whichever, mends it.
 type readBreaker struct {
 	mu       sync.Mutex
-	failures int // in a row
+	failures int                 // in a row
+	objects  map[string]struct{} // which they were of, up to tripAfter
+	tripped  bool
 	lastErr  error
 	probing  bool
 	answered time.Time // the last time that the store gave an answer
@@ -30,7 +34,7 @@ type readBreaker struct {
 func (b *readBreaker) allow(now time.Time) (probe bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.failures < tripAfter {
+	if !b.tripped {
 		return false, nil
 	}
 	if !b.probing && !now.Before(b.next) {
@@ -57,30 +61,53 @@ func (b *readBreaker) vouch(now time.Time) (probe, ok bool) {
 	return probe, ok
 }
 
-// note what a read has come to; it reports whether the store's state turned.
-func (b *readBreaker) note(err error, pause time.Duration) (turned, readable bool) {
+// noted is what follows from a read.
+type noted struct {
+	turned, readable bool // whether the store's state turned, and what it is
+	probe            bool // whether it is that object or the store is not known: try the marker
+}
+
+// note what the read of an object has come to.
+func (b *readBreaker) note(object string, err error, pause time.Duration) noted {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.probing, b.next = false, time.Now().Add(pause)
-	before := b.failures < tripAfter
-	if errors.Is(err, context.Canceled) || errors.Is(err, objstore.ErrBusy) {
-		return false, before // this replica ends, or is busy; the store has said nothing
+	isProbe := object == keyring.MarkerKey
+	if isProbe {
+		b.probing = false
 	}
+	b.next = time.Now().Add(pause)
+	before := b.tripped
+	if errors.Is(err, context.Canceled) || errors.Is(err, objstore.ErrBusy) {
+		return noted{readable: !before} // this replica ends, or is busy; the store has said nothing
+	}
+	probe := false
 	if errors.Is(err, objstore.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		b.failures++
 		b.lastErr = err
+		if b.objects == nil {
+			b.objects = make(map[string]struct{}, tripAfter)
+		}
+		if len(b.objects) < tripAfter {
+			b.objects[object] = struct{}{}
+		}
+		switch {
+		case b.tripped || b.failures < tripAfter:
+		case isProbe || len(b.objects) >= tripAfter:
+			b.tripped = true
+		case !b.probing:
+			b.probing, probe = true, true
+		}
 	} else {
-		b.failures, b.answered = 0, time.Now()
+		b.failures, b.objects, b.tripped, b.answered = 0, nil, false, time.Now()
 	}
-	readable = b.failures < tripAfter
-	return before != readable, readable
+	return noted{before != b.tripped, !b.tripped, probe}
 }
 
 // state is for /readyz: nil while the store can be read.
 func (b *readBreaker) state() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.failures < tripAfter {
+	if !b.tripped {
 		return nil
 	}
 	return b.lastErr

@@ -3,6 +3,7 @@ package diskless
 import (
 	"bytes"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -119,6 +120,64 @@ func TestAStoreIsVouchedForOnlyWhileItAnswers(t *testing.T) {
 		for began = time.Now(); !reader.Readable(class); time.Sleep(100 * time.Millisecond) {
 			if synctest.Wait(); time.Since(began) > 3*time.Minute {
 				t.Fatal("it is well again and nobody has noticed")
+			}
+		}
+	})
+}
+
+// An object that hangs for ever holds up its own readers, and nobody else's; a
+// store that hangs is noticed also by one whose readers want a single object.
+func TestOneObjectThatHangsIsNotItsStore(t *testing.T) {
+	limits := Limits{GetTimeout: 10 * time.Second, ProbeInterval: time.Second}
+	inBubble(t, limits, func(t *testing.T, r *rig) {
+		bad := r.send(offer{})
+		bad.placeholder()
+		var keys []string
+		if err := r.memory.List(t.Context(), walPrefix, "", func(o objstore.Info) error { keys = append(keys, o.Key); return nil }); err != nil || len(keys) != 1 {
+			t.Fatalf("objects %v, %v", keys, err)
+		}
+		good := r.send(offer{})
+		good.placeholder()
+		var down atomic.Bool
+		r.faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+			if op == objstore.OpGet && (down.Load() || key == keys[0]) {
+				return objstore.Fault{Delay: time.Hour}
+			}
+			return objstore.Fault{}
+		})
+		reader := r.another(limits)
+		readable := func() float64 { return testutil.ToFloat64(reader.metrics.readable.WithLabelValues("default")) }
+		read := func(s *sent) (time.Duration, error) {
+			began := time.Now()
+			_, err := load(t.Context(), reader, s.tp, plain.appends(s.placeholder()))
+			return time.Since(began), err
+		}
+		for i := range 5 * tripAfter {
+			if took, err := read(bad); !errors.Is(err, ErrUnreadable) || took != limits.GetTimeout {
+				t.Fatalf("read %d: %v after %v", i, err, took)
+			}
+			if synctest.Wait(); reader.Status()[0].ReadErr != "" || readable() != 1 {
+				t.Fatalf("after %d reads of one object the store is said to be unreadable", i+1)
+			}
+		}
+		if _, err := read(good); err != nil {
+			t.Fatalf("another object: %v", err)
+		}
+		down.Store(true)
+		for range tripAfter {
+			_, _ = read(bad)
+		}
+		time.Sleep(limits.GetTimeout) // of the marker
+		if synctest.Wait(); reader.Status()[0].ReadErr == "" || readable() != 0 {
+			t.Error("the store hangs, and nobody is told")
+		}
+		if took, err := read(bad); !errors.Is(err, ErrUnreadable) || took != 0 {
+			t.Errorf("%v after %v: the store is known to give no answer", err, took)
+		}
+		down.Store(false)
+		for began := time.Now(); readable() != 1; time.Sleep(time.Second) {
+			if _, _ = read(bad); time.Since(began) > time.Minute {
+				t.Fatal("the store is well again; only the object that hangs is asked for, and nobody has noticed")
 			}
 		}
 	})

@@ -297,7 +297,8 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
 	name := k.store + "/" + objectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
 	return t.loads.DoChan(name, func() (any, error) {
-		if w.handle().Store == nil {
+		store := w.handle().Store
+		if store == nil {
 			return nil, objstore.ErrUnavailable
 		}
 		if b := t.cache.peek(k); b != nil {
@@ -305,10 +306,10 @@ func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
 		}
 		probe, err := w.reads.allow(time.Now())
 		if err == nil {
-			return t.get(w, k)
+			return t.get(w, store, k)
 		}
 		if probe {
-			go func() { _, _ = t.get(w, k) }() // it ends with the tier, or with GetTimeout
+			go t.tryRead(w, store) // it ends with the tier, or with GetTimeout
 		}
 		t.metrics.getsRefused.WithLabelValues(w.name).Inc()
 		return nil, fmt.Errorf("the store gives no answer and is tried every %v: %w", t.limits.ProbeInterval, err)
@@ -316,13 +317,14 @@ func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
 }
 
 // get reads a chunk and keeps it.
-func (t *Tier) get(w *writer, k chunkKey) ([]byte, error) {
+func (t *Tier) get(w *writer, store objstore.Store, k chunkKey) ([]byte, error) {
 	// Detached: whoever asked first may leave, the others still wait.
 	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
 	defer cancel()
 	t.metrics.gets.Inc()
-	b, err := w.handle().Store.Get(ctx, objectKey(k.id, k.audit), int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
-	t.noteRead(w, err)
+	key := objectKey(k.id, k.audit)
+	b, err := store.Get(ctx, key, int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
+	t.noteRead(w, store, key, err)
 	if err != nil {
 		return nil, err
 	}
@@ -352,17 +354,21 @@ func (t *Tier) tryRead(w *writer, store objstore.Store) {
 	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
 	defer cancel()
 	_, err := store.Get(ctx, keyring.MarkerKey, 0, 1)
-	t.noteRead(w, err)
+	t.noteRead(w, store, keyring.MarkerKey, err)
 }
 
-// noteRead notes what a read has come to, and tells when the store's being
+// noteRead notes what the read of an object has come to, tries the store itself
+// when that leaves open which of them it is, and tells when the store's being
 // readable has turned.
-func (t *Tier) noteRead(w *writer, err error) {
-	turned, readable := w.reads.note(err, t.limits.ProbeInterval)
-	if !turned {
+func (t *Tier) noteRead(w *writer, store objstore.Store, object string, err error) {
+	n := w.reads.note(object, err, t.limits.ProbeInterval)
+	if n.probe {
+		go t.tryRead(w, store) // it ends with the tier, or with GetTimeout
+	}
+	if !n.turned {
 		return
 	}
-	if readable {
+	if n.readable {
 		t.metrics.readable.WithLabelValues(w.name).Set(1)
 		t.log.Info().Str("store", w.name).Msg("the object store can be read again")
 		return

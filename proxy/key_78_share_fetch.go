@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"math"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -27,10 +28,11 @@ import (
 //   - All that was acquired is hydrated, whatever its size: a client acknowledges
 //     what is missing as gaps. So it is bounded before: max.records becomes what
 //     the connection's memory holds of records as large as the last ones.
-//   - What cannot be read is tried again while the records are locked for this
-//     client, and then left out together with its acquired range; the partition is
-//     KAFKA_STORAGE_ERROR if that leaves nothing. The locks time out, and Kafka
-//     delivers again. A placeholder is never passed on.
+//   - What cannot be read is left out together with its acquired range; the
+//     partition is KAFKA_STORAGE_ERROR if that leaves nothing. The locks time out,
+//     and Kafka delivers again. It is tried again while the records are locked for
+//     this client, but only as long as no partition of the answer has anything to
+//     give: one does not hold up the others. A placeholder is never passed on.
 //   - What is hydrated counts towards the client's consumer_byte_rate, as in
 //     Fetch.
 //   - CurrentLeader and NodeEndpoints are mapped.
@@ -188,8 +190,14 @@ func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, 
 	ctx, cancel := context.WithTimeout(c.present, within)
 	defer cancel()
 	total, count := 0, 0
+	unresolved := c.tryShared(ctx, work, func(ctx context.Context, s *shared) (some bool, err error) {
+		// Keys may have to be read first: what is to be loaded then needs time too.
+		ctx, cancel := context.WithTimeout(ctx, within/2)
+		defer cancel()
+		err = c.resolveShared(ctx, s)
+		return len(s.pieces) > 0, err
+	})
 	for _, s := range work {
-		c.resolveShared(ctx, s)
 		for _, p := range s.pieces {
 			s.size += p.Size()
 			count += p.Records()
@@ -199,18 +207,21 @@ func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, 
 	session.learn(total, count)
 	// Twice: once here, and once encoded.
 	room := r.awaitRoom(ctx, c, 2*total)
-	var loads errgroup.Group
-	loads.SetLimit(c.p.limits.HydrateConcurrency)
-	for _, s := range work {
-		if room != nil {
-			break // memory is short; the locks time out
-		}
-		loads.Go(func() error {
-			c.loadShared(ctx, s)
-			return nil
+	unread := make([]error, len(work))
+	if room == nil { // or else the locks time out
+		unread = c.tryShared(ctx, work, func(ctx context.Context, s *shared) (some bool, err error) {
+			err = s.load(ctx)
+			return s.given > 0, err
 		})
 	}
-	_ = loads.Wait()
+	for i, s := range work {
+		switch {
+		case unread[i] != nil:
+			c.withholdShared(s, s.given)
+		case unresolved[i] != nil:
+			c.withholdShared(s, len(s.pieces))
+		}
+	}
 	quota := c.charges(tiers.FetchQuota, r.clientID, 0)
 	for _, s := range work {
 		size := s.settle()
@@ -223,38 +234,54 @@ func (c *conn) hydrateShared(r *request, session *shareSession, work []*shared, 
 // between tries of what cannot be read, while the client's locks last.
 const shareRetry = 500 * time.Millisecond
 
-// resolveShared finds out what a partition holds.
-func (c *conn) resolveShared(ctx context.Context, s *shared) {
-	if s.topic == "" {
-		return
-	}
-	tp := tiers.TopicPartition{Topic: s.topic, Partition: s.key.partition}
-	for {
-		pieces, err := c.p.opt.Payloads.Resolve(ctx, tp, s.records, readahead(c.p.opt.Router(), s.topic))
-		if s.pieces = pieces; err == nil {
-			return
+// tryShared tries something with every partition of an answer, and again with
+// those that have failed while there is nothing to give of any: what is left out
+// has been delivered, as brokers count, but nobody waits for it.
+func (c *conn) tryShared(ctx context.Context, work []*shared, try func(context.Context, *shared) (some bool, err error)) []error {
+	errs := make([]error, len(work))
+	var some atomic.Bool
+	for again := false; ; again = true {
+		var tries errgroup.Group
+		tries.SetLimit(c.p.limits.HydrateConcurrency)
+		for i, s := range work {
+			if again && errs[i] == nil {
+				continue
+			}
+			tries.Go(func() error {
+				given, err := try(ctx, s)
+				if errs[i] = err; given {
+					some.Store(true)
+				}
+				return err
+			})
 		}
-		if !sleep(ctx, shareRetry) {
-			c.withholdShared(s, len(pieces))
-			return
+		if tries.Wait() == nil || some.Load() || !sleep(ctx, shareRetry) {
+			return errs
 		}
 	}
 }
 
-func (c *conn) loadShared(ctx context.Context, s *shared) {
-	for i, piece := range s.pieces {
-		for {
-			b, err := piece.Load(ctx)
-			if err == nil {
-				s.given, s.loaded = i+1, append(s.loaded, b...)
-				break
-			}
-			if !sleep(ctx, shareRetry) {
-				c.withholdShared(s, i)
-				return
-			}
-		}
+// resolveShared finds out what a partition holds, or what precedes the batch that
+// does not verify.
+func (c *conn) resolveShared(ctx context.Context, s *shared) (err error) {
+	if s.topic == "" {
+		return nil
 	}
+	tp := tiers.TopicPartition{Topic: s.topic, Partition: s.key.partition}
+	s.pieces, err = c.p.opt.Payloads.Resolve(ctx, tp, s.records, readahead(c.p.opt.Router(), s.topic))
+	return err
+}
+
+// load goes on behind what was given already.
+func (s *shared) load(ctx context.Context) error {
+	for _, piece := range s.pieces[s.given:] {
+		b, err := piece.Load(ctx)
+		if err != nil {
+			return err
+		}
+		s.given, s.loaded = s.given+1, append(s.loaded, b...)
+	}
+	return nil
 }
 
 // withholdShared keeps a partition from being acquired until its n-th batch can

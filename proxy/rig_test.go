@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/sluice-kafka/sluice/proxy"
+	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/tiers"
 )
@@ -534,6 +535,7 @@ func (s *scriptedPayloads) get(ctx context.Context, size int) error {
 var errForged = errors.New("a reference does not verify")
 
 func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, records []byte, _ int) (out []tiers.Piece, err error) {
+	records = unframed(records)
 	s.mu.Lock()
 	s.resolved = append(s.resolved, tp.Topic)
 	s.mu.Unlock()
@@ -554,6 +556,25 @@ func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, r
 		out = append(out, scriptedPiece{kind: batch[0], size: size, store: s})
 	}
 	return out, nil
+}
+
+// framed puts a scripted batch into a frame that has offsets, for who reads those.
+func framed(base int64, text string) []byte {
+	b := wire.Batch(append(make([]byte, wire.BatchHeaderSize), text...))
+	b.SetLength(int32(len(b) - wire.LogOverhead))
+	b.SetMagic(2)
+	b.SetBaseOffset(base)
+	return b
+}
+
+func unframed(records []byte) (text []byte) {
+	for rest := records; ; {
+		b, behind, ok := wire.NextBatch(rest)
+		if !ok {
+			return append(text, rest...)
+		}
+		text, rest = append(text, b.Body()...), behind
+	}
 }
 
 type scriptedPiece struct {

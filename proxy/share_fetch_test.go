@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -174,4 +175,85 @@ func TestShareSessionThatIsTooLarge(t *testing.T) {
 			t.Errorf("then error %d, want SHARE_SESSION_NOT_FOUND", resp.ErrorCode)
 		}
 	})
+}
+
+// What cannot be had of one partition is not waited for when there is something
+// to give of another, and is not acquired again; alone it is tried as long as the
+// records are locked.
+func TestOneUnreadablePartitionDoesNotHoldUpTheOthersOfAShareGroup(t *testing.T) {
+	const lock = 30 * time.Second
+	for _, c := range []struct {
+		name   string
+		texts  [2]string // records of the two partitions
+		given  [2]int    // bytes
+		took   time.Duration
+		barred []int32
+	}{
+		{"both can be read", [2]string{"P100;", "P200;"}, [2]int{100, 200}, 0, nil},
+		{"one does not verify", [2]string{"X;", "P200;"}, [2]int{0, 200}, 0, []int32{0}},
+		{"one's object cannot be read", [2]string{"B100;", "P200;"}, [2]int{0, 200}, 0, []int32{0}},
+		{"one is slow", [2]string{"S100;", "P200;"}, [2]int{100, 200}, 5 * time.Second, nil},
+		{"one is slow and the other cannot be read", [2]string{"S100;", "B200;"}, [2]int{100, 0}, 5 * time.Second, []int32{1}},
+		{"one does not verify and there is nothing else", [2]string{"X;", ""}, [2]int{}, lock * 3 / 4, []int32{0}},
+		{"neither can be read", [2]string{"X;", "B200;"}, [2]int{}, lock * 3 / 4, []int32{0, 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inBubble(t, proxy.Limits{}, func(r *rig) {
+				r.payloads.slow = func(int) error { time.Sleep(5 * time.Second); return nil }
+				f := r.fetcher(on(true), 13)
+				ask := func(corr, epoch int32) (int32, *kmsg.ShareFetchRequest) {
+					f.c.ask(corr, shareFetch(2, epoch))
+					got := kmsg.NewPtrShareFetchRequest()
+					got.SetVersion(2)
+					return f.b.received(got), got
+				}
+				at, _ := ask(70, 0)
+				resp := kmsg.NewPtrShareFetchResponse()
+				resp.SetVersion(2)
+				resp.AcquisitionLockTimeoutMillis = int32(lock / time.Millisecond)
+				topic := kmsg.NewShareFetchResponseTopic()
+				topic.TopicID = coldID
+				for i, text := range c.texts {
+					p := kmsg.NewShareFetchResponseTopicPartition()
+					p.Partition = int32(i)
+					if text != "" {
+						p.Records = framed(40, text)
+						p.AcquiredRecords = []kmsg.ShareFetchResponseTopicPartitionAcquiredRecord{{FirstOffset: 40, LastOffset: 40, DeliveryCount: 1}}
+					}
+					topic.Partitions = append(topic.Partitions, p)
+				}
+				resp.Topics = append(resp.Topics, topic)
+				began := time.Now()
+				f.b.raw(encodeResponse(at, resp))
+				told := kmsg.NewPtrShareFetchResponse()
+				told.SetVersion(2)
+				f.c.answer(70, told)
+				if took := time.Since(began); took != c.took {
+					t.Errorf("it was answered after %v, want %v", took, c.took)
+				}
+				for i, p := range told.Topics[0].Partitions {
+					want := int16(0)
+					if c.texts[i] != "" && c.given[i] == 0 {
+						want = 56 // KAFKA_STORAGE_ERROR
+					}
+					if acquired := len(p.AcquiredRecords) > 0; len(p.Records) != c.given[i] || p.ErrorCode != want || acquired != (c.given[i] > 0) {
+						t.Errorf("partition %d: %d bytes, error %d, acquired %v", i, len(p.Records), p.ErrorCode, p.AcquiredRecords)
+					}
+				}
+				at, next := ask(71, 1)
+				var barred []int32
+				for _, topic := range next.ForgottenTopicsData {
+					barred = append(barred, topic.Partitions...)
+				}
+				slices.Sort(barred)
+				if !slices.Equal(barred, c.barred) {
+					t.Errorf("partitions %v are not acquired from again, want %v", barred, c.barred)
+				}
+				empty := kmsg.NewPtrShareFetchResponse()
+				empty.SetVersion(2)
+				f.b.raw(encodeResponse(at, empty))
+				f.c.answer(71, empty)
+			})
+		})
+	}
 }
