@@ -3,6 +3,7 @@ package lowlatency
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -137,6 +138,27 @@ func (f *facts) gather() {
 // missing, or not Known.
 func (c *Cluster) AllFacts(ctx context.Context, topics []string) map[string]tiers.TopicFacts {
 	return c.facts.read(ctx, topics)
+}
+
+// Learn reads the facts of all topics that matter and are not known yet, ahead
+// of the questions about them, and says how many they are.
+func (c *Cluster) Learn(ctx context.Context, matters func(topic string) bool) (int, error) {
+	resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, c.client) // of all topics
+	if err != nil {
+		return 0, fmt.Errorf("listing topics: %w", err)
+	}
+	var unknown []string
+	for _, t := range resp.Topics {
+		if t.Topic != nil && t.ErrorCode == 0 && matters(*t.Topic) {
+			unknown = append(unknown, *t.Topic)
+		}
+	}
+	c.facts.mu.RLock()
+	unknown = slices.DeleteFunc(unknown, func(t string) bool { return c.facts.known[t].believed() })
+	c.facts.mu.RUnlock()
+	unknown = unknown[:min(len(unknown), maxFacts)]
+	c.facts.read(ctx, unknown)
+	return len(unknown), ctx.Err()
 }
 
 // read asks the cluster and remembers the answers.

@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 var (
@@ -223,11 +224,36 @@ func (s *Server) Reload(next *config.Config) (applied, waiting []string, err err
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := s.route(merged); err != nil {
+	changed, err := router.New(merged.Rules, merged.Classes, merged.DefaultClass)
+	if err != nil {
 		return nil, nil, err
 	}
+	s.foresee(changed)
+	s.router.Store(changed)
 	s.config = merged
 	return applied, waiting, nil
+}
+
+// learnTimeout bounds how long new rules wait for facts of topics.
+const learnTimeout = 3 * time.Second
+
+// foresee reads what has to be known of topics before their batches go to
+// objects, when it was not needed so far: a rule may match thousands, whose
+// producers would ask for one after the other, and wait. What cannot be read now
+// is asked for when it is needed.
+func (s *Server) foresee(next *router.Router) {
+	if !next.HasDiskless() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), learnTimeout)
+	defer cancel()
+	now := s.router.Load()
+	diskless := func(r *router.Router, topic string) bool {
+		return r.Place(topic, tiers.TopicFacts{Known: true}).Tier == tiers.Diskless
+	}
+	if _, err := s.cluster.Learn(ctx, func(topic string) bool { return diskless(next, topic) && !diskless(now, topic) }); err != nil {
+		s.log.Warn().Err(err).Msg("the new rules are in force before all topics that they make diskless are known: their first batches may wait, or stay inline")
+	}
 }
 
 // Health is what /readyz says.

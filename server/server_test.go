@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,6 +21,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -28,6 +31,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/harness"
+	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
@@ -249,6 +253,293 @@ func TestReloadMovesATopicLiveAndBothKindsAreReadBack(t *testing.T) {
 		t.Errorf("after the change back Kafka got %d bytes: payloads go inline", grown)
 	}
 	r.consume("otel-spans", 30)
+}
+
+// A rule that changes the class of thousands of topics costs a few requests for
+// the facts of them all, not one for each, whether clients ask for Metadata or
+// write first; and nothing when it is changed back.
+func TestARuleThatMatchesThousandsOfTopics(t *testing.T) {
+	const many, written = 3000, 500
+	topics := make([]string, many)
+	for i := range topics {
+		topics[i] = fmt.Sprintf("app-%04d", i)
+	}
+	r := newRig(t, kfake.SeedTopics(1, topics...))
+	var requests, asked, largest, lists atomic.Int64
+	r.kafka.ControlKey(int16(kmsg.DescribeConfigs), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		n := int64(len(req.(*kmsg.DescribeConfigsRequest).Resources))
+		requests.Add(1)
+		asked.Add(n)
+		largest.Store(max(largest.Load(), n))
+		return nil, nil, false
+	})
+	r.kafka.ControlKey(int16(kmsg.Metadata), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		if req.(*kmsg.MetadataRequest).Topics == nil {
+			lists.Add(1)
+		}
+		return nil, nil, false
+	})
+	const flipped = "topics:\n  - { match: \"app-*\", class: telemetry }\n  - { match: \"otel-*\", class: telemetry }\n"
+	s := r.start(r.config(""))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", r.base)), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.MaxBufferedRecords(many), kgo.ProducerLinger(50*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	value := make([]byte, 4096)
+	write := func() {
+		t.Helper()
+		var records []*kgo.Record
+		for _, topic := range topics[:written] {
+			records = append(records, &kgo.Record{Topic: topic, Value: value})
+		}
+		if err := cl.ProduceSync(ctx, records...).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	led := func() (byTwins int) {
+		t.Helper()
+		resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, cl)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, topic := range resp.Topics {
+			if strings.HasPrefix(*topic.Topic, "app-") && topic.Partitions[0].Leader >= 1<<20 {
+				byTwins++
+			}
+		}
+		return byTwins
+	}
+	reload := func(cfg *config.Config) {
+		t.Helper()
+		if applied, _, err := s.Reload(cfg); err != nil || len(applied) != 1 {
+			t.Fatalf("applied %v: %v", applied, err)
+		}
+	}
+	write()
+	if n := led(); n != 0 || asked.Load() > 10 {
+		t.Fatalf("before: %d topics are led by diskless brokers, and %d were asked for", n, asked.Load())
+	}
+	for round := range 2 {
+		requests.Store(0)
+		asked.Store(0)
+		lists.Store(0)
+		before := r.storedBatches(s)
+		reload(r.config(flipped))
+		most := int64(many/1000 + 1)
+		if round > 0 {
+			most = 0 // they are known
+		}
+		if n := requests.Load(); n > most || lists.Load() != 1 {
+			t.Errorf("round %d: the reload asked %d times for facts and %d times for topics, want at most %d and 1", round, n, lists.Load(), most)
+		}
+		write() // by clients that have heard nothing of it yet
+		if n := r.storedBatches(s) - before; n != written {
+			t.Errorf("round %d: %v batches of %d went to objects", round, n, written)
+		}
+		if n := led(); n != many {
+			t.Errorf("round %d: %d topics are led by diskless brokers", round, n)
+		}
+		if n := requests.Load(); n > most {
+			t.Errorf("round %d: facts were asked for %d times, want at most %d", round, n, most)
+		}
+		if n := asked.Load(); round == 0 && n != many {
+			t.Errorf("the facts of %d topics were asked for, want %d", n, many)
+		}
+		requests.Store(0)
+		lists.Store(0)
+		reload(r.config(""))
+		write()
+		if n := led(); n != 0 {
+			t.Errorf("round %d: %d topics are led by diskless brokers after the change back", round, n)
+		}
+		if n := requests.Load(); n != 0 {
+			t.Errorf("round %d: facts were asked for %d times after the change back", round, n)
+		}
+	}
+	if largest.Load() > 1000 {
+		t.Errorf("%d topics were asked for at once", largest.Load())
+	}
+	// Both kinds are read back.
+	reading, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", r.base)), kgo.ConsumeTopics(topics[:written]...), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reading.Close()
+	for got := 0; got < 5*written; {
+		fetches := reading.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatalf("after %d records: %v", got, err)
+		}
+		fetches.EachRecord(func(rec *kgo.Record) {
+			if got++; !bytes.Equal(rec.Value, value) {
+				t.Fatalf("%s offset %d has %d bytes", rec.Topic, rec.Offset, len(rec.Value))
+			}
+		})
+	}
+}
+
+func (r *rig) storedBatches(s *Server) (sum float64) {
+	r.Helper()
+	families, err := s.Metrics().Gather()
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "sluice_diskless_stored_batches_total" {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// newerConn is a client that begins with a newer ApiVersions than anybody speaks,
+// and sends what its library would when it is told what to speak.
+type newerConn struct {
+	net.Conn
+	said  func(key, version int16)
+	begun bool
+}
+
+func (c *newerConn) Write(b []byte) (int, error) {
+	if len(b) < 8 {
+		return 0, fmt.Errorf("a request of %d bytes", len(b))
+	}
+	key := int16(binary.BigEndian.Uint16(b[4:]))
+	if key == 18 && !c.begun {
+		c.begun = true
+		newer := bytes.Clone(b)
+		binary.BigEndian.PutUint16(newer[6:], 99)
+		if _, err := c.Conn.Write(newer); err != nil {
+			return 0, err
+		}
+		c.said(18, 99)
+		size := make([]byte, 4)
+		if _, err := io.ReadFull(c.Conn, size); err != nil {
+			return 0, err
+		}
+		answer := make([]byte, binary.BigEndian.Uint32(size))
+		if _, err := io.ReadFull(c.Conn, answer); err != nil {
+			return 0, err
+		}
+		resp := kmsg.NewPtrApiVersionsResponse() // v0
+		if err := resp.ReadFrom(answer[4:]); err != nil {
+			return 0, err
+		}
+		if resp.ErrorCode != kerr.UnsupportedVersion.Code || len(resp.ApiKeys) != 1 || resp.ApiKeys[0].ApiKey != 18 {
+			return 0, fmt.Errorf("a newer client is told %+v", resp)
+		}
+	}
+	c.said(key, int16(binary.BigEndian.Uint16(b[6:])))
+	return c.Conn.Write(b)
+}
+
+// Clients and brokers that are both newer than the proxy's tables agree on what
+// the proxy knows.
+func TestNewerClientsAndBrokersAreNegotiatedDown(t *testing.T) {
+	r := newRig(t)
+	known := make(map[int16]proxy.API)
+	for _, a := range proxy.APIs() {
+		if a.Treatment != proxy.Hide {
+			known[a.Key] = a
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	direct, err := kgo.NewClient(kgo.SeedBrokers(r.kafka.ListenAddrs()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close()
+	newer, err := kmsg.NewPtrApiVersionsRequest().RequestWith(ctx, direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the broker has as new as the proxy, it now has newer, and more of it.
+	ahead := make(map[int16]bool)
+	for i := range newer.ApiKeys {
+		if k := &newer.ApiKeys[i]; k.MaxVersion >= known[k.ApiKey].Max {
+			ahead[k.ApiKey], k.MaxVersion = true, 60
+		}
+	}
+	for key := int16(95); key < 200; key++ {
+		k := kmsg.NewApiVersionsResponseApiKey()
+		k.ApiKey, k.MaxVersion = key, 60
+		newer.ApiKeys = append(newer.ApiKeys, k)
+	}
+	if !ahead[0] || !ahead[1] || !ahead[3] {
+		t.Fatalf("Produce, Fetch and Metadata are not ahead of the proxy: %v", ahead)
+	}
+	r.kafka.ControlKey(int16(kmsg.ApiVersions), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		r.kafka.KeepControl()
+		resp := req.ResponseKind().(*kmsg.ApiVersionsResponse)
+		resp.ApiKeys = slices.Clone(newer.ApiKeys)
+		return resp, nil, true
+	})
+	s := r.start(r.config(""))
+	var mu sync.Mutex
+	said := make(map[[2]int16]int)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(fmt.Sprintf("127.0.0.1:%d", r.base)), kgo.MaxVersions(nil), kgo.ProducerBatchCompression(kgo.NoCompression()),
+		kgo.ConsumeTopics("payments", "otel-spans"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.Dialer(func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &newerConn{Conn: conn, said: func(key, version int16) {
+				mu.Lock()
+				defer mu.Unlock()
+				said[[2]int16{key, version}]++
+			}}, nil
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	const n = 20
+	before := r.storedBatches(s)
+	for i := range n {
+		for _, topic := range []string{"payments", "otel-spans"} {
+			if err := cl.ProduceSync(ctx, &kgo.Record{Topic: topic, Value: bytes.Repeat([]byte{byte(i)}, 4096)}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if stored := r.storedBatches(s) - before; stored != n {
+		t.Errorf("%v batches went to objects, want %d", stored, n)
+	}
+	for got := 0; got < 2*n; {
+		fetches := cl.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatal(err)
+		}
+		got += fetches.NumRecords()
+	}
+	offered, err := kmsg.NewPtrApiVersionsRequest().RequestWith(ctx, cl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range offered.ApiKeys {
+		if a, ok := known[k.ApiKey]; !ok || k.MaxVersion > a.Max || ahead[k.ApiKey] && k.MaxVersion != a.Max {
+			t.Errorf("key %d is offered up to v%d, and known up to v%d", k.ApiKey, k.MaxVersion, a.Max)
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if said[[2]int16{18, 99}] < 2 { // bootstrap, and one at least for each tier
+		t.Errorf("a newer ApiVersions was sent %d times", said[[2]int16{18, 99}])
+	}
+	for at := range said {
+		if a := known[at[0]]; at[1] > a.Max && at[0] != 18 {
+			t.Errorf("the client was led to send %s v%d, of which v%d is the last that is known", kmsg.NameForKey(at[0]), at[1], a.Max)
+		}
+	}
 }
 
 func TestAReloadThatNeedsARestartIsRefusedAsAWhole(t *testing.T) {
