@@ -71,7 +71,15 @@ func (x *secured) denials(t *testing.T) {
 	written := func() float64 { return x.plaintext.metric(t, "sluice_diskless_objects_written_total") }
 	before := written()
 	var clients sync.Map
+	newestOf := make(map[int16]int16) // what the brokers know
 	for _, a := range denied() {
+		asks := a.request(places[0]).Key()
+		if _, ok := newestOf[asks]; !ok {
+			newestOf[asks] = newest(t, places[0].bootstrap, asks, kgo.SASL(x.basic("admin")))
+		}
+		if a.version > newestOf[asks] {
+			continue
+		}
 		var direct string
 		for _, p := range places {
 			key := fmt.Sprint(p.bootstrap, a.user, a.version, a.request(p).Key())
@@ -92,7 +100,8 @@ func (x *secured) denials(t *testing.T) {
 				if a.version > 0 && resp.GetVersion() != a.version {
 					t.Fatalf("%s was asked in v%d", a.what, resp.GetVersion())
 				}
-				return p.words(resp)
+				// Before 4.0 some answers name the request's address in memory.
+				return requestsName.ReplaceAllString(p.words(resp), "a request is not authorized")
 			}
 			got := ask()
 			if p.name == "direct" {
@@ -489,3 +498,5 @@ func denied() (all []asks) {
 	})
 	return all
 }
+
+var requestsName = regexp.MustCompile(`Request Request\(.*\) is not authorized`)

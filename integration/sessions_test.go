@@ -158,6 +158,24 @@ func anyone(words string) string {
 	return strings.Join(lines, "\n")
 }
 
+// newest is the newest version of a request that the brokers know.
+func newest(t testing.TB, bootstrap string, key int16, opts ...kgo.Opt) int16 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	resp, err := kmsg.NewPtrApiVersionsRequest().RequestWith(ctx, client(t, bootstrap, opts...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range resp.ApiKeys {
+		if k.ApiKey == key {
+			return k.MaxVersion
+		}
+	}
+	t.Fatalf("the brokers do not know %s", kmsg.NameForKey(key))
+	return 0
+}
+
 // capped are newest versions, but for some keys.
 func capped(keys map[int16]int16) kgo.Opt {
 	most := kversion.Stable()

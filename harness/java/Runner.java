@@ -17,6 +17,13 @@ public class Runner {
         Ended(String message) { super(message, null, false, false); }
     }
 
+    /** Goes to the program that runs. */
+    static class Switch extends OutputStream {
+        volatile OutputStream to = OutputStream.nullOutputStream();
+        @Override public void write(int b) throws IOException { to.write(b); }
+        @Override public void write(byte[] b, int from, int n) throws IOException { to.write(b, from, n); }
+    }
+
     static final int RUNS = -1;
     static int code;
     static ByteArrayOutputStream stdout, stderr;
@@ -44,6 +51,12 @@ public class Runner {
         // What nobody asked for (loggers keep the stream that they find) must not reach the answers.
         PrintStream log = System.err;
         System.setOut(log);
+        Class.forName("org.slf4j.LoggerFactory").getMethod("getLogger", String.class).invoke(null, "Runner");
+        // Scala keeps the streams that its first program finds.
+        var toOut = new Switch();
+        var toErr = new Switch();
+        PrintStream programsOut = new PrintStream(toOut, true, StandardCharsets.UTF_8);
+        PrintStream programsErr = new PrintStream(toErr, true, StandardCharsets.UTF_8);
         Exit.setExitProcedure(Runner::end);
         Exit.setHaltProcedure(Runner::end);
         for (;;) {
@@ -60,8 +73,10 @@ public class Runner {
             stdout = new ByteArrayOutputStream();
             stderr = new ByteArrayOutputStream();
             System.setIn(new ByteArrayInputStream(input));
-            System.setOut(new PrintStream(stdout, true, StandardCharsets.UTF_8));
-            System.setErr(new PrintStream(stderr, true, StandardCharsets.UTF_8));
+            toOut.to = stdout;
+            toErr.to = stderr;
+            System.setOut(programsOut);
+            System.setErr(programsErr);
             code = RUNS;
             int status = 0;
             try {
