@@ -37,7 +37,7 @@ type benchFlags struct {
 	rounds               int
 	partitions, replicas int
 	client               string
-	json                 string
+	json, html           string
 
 	tls                              bool
 	ca, sasl, username, passwordFile string
@@ -73,7 +73,7 @@ records were lost, doubled or changed, or a run did not take place.
 Workloads are files: --list shows the built-in ones, --print shows one to be
 copied and changed, --workload takes a name or a file.`,
 		Example: "  sluice bench --embedded --duration 5s --warm-up 1s --rate 500\n" +
-			"  sluice bench --target direct=host:9092 --target sluice=host:19092 --workload steady --rate 5000 --size 1KiB --duration 60s --rounds 5 --json report.json\n" +
+			"  sluice bench --target direct=host:9092 --target sluice=host:19092 --workload steady --rate 5000 --size 1KiB --duration 60s --rounds 5 --html report.html --json report.json\n" +
 			"  sluice bench -c sluice.yaml --class control --class telemetry\n" +
 			"  sluice bench --print steady > mine.yaml && sluice bench -c sluice.yaml --workload ./mine.yaml",
 		Args: noArgs,
@@ -107,6 +107,7 @@ copied and changed, --workload takes a name or a file.`,
 	fl.IntVar(&f.replicas, "replication", 0, "replicas of each partition; default: as many as brokers, at most 3")
 	fl.StringVar(&f.client, "client", benchmarks.Clients[0], "what drives the load: "+strings.Join(benchmarks.Clients, " or "))
 	fl.StringVar(&f.json, "json", "", "also write the report, with every round, to this file")
+	fl.StringVar(&f.html, "html", "", "also write it as one page, with plots")
 	fl.StringArrayVar(&f.metrics, "metrics", nil, "name=URL of a target's /metrics; repeat it for each replica")
 	fl.StringArrayVar(&f.topics, "topic", nil, "name=pattern of a target's topics, such as otel-*, when its rules decide by name")
 	fl.StringArrayVar(&f.controls, "low-latency-topic", nil, "name=pattern for streams that stay in the low-latency tier")
@@ -143,7 +144,7 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 	}
 	// Files are made before the load: none is driven in vain.
 	files := map[string]*os.File{}
-	for _, name := range []string{f.json} {
+	for _, name := range []string{f.json, f.html} {
 		if name == "" {
 			continue
 		}
@@ -204,6 +205,12 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 			return fmt.Errorf("--json: %w", err)
 		}
 		fmt.Fprintf(out, "\nEvery round is in %s.\n", f.json)
+	}
+	if file := files[f.html]; file != nil {
+		if err := errors.Join(rep.WriteHTML(file), file.Close()); err != nil {
+			return fmt.Errorf("--html: %w", err)
+		}
+		fmt.Fprintf(out, "The page is %s.\n", f.html)
 	}
 	if rep.Unsound() {
 		return errReported
@@ -324,6 +331,9 @@ func (f benchFlags) parse(s benchSecurity) (targets []benchmarks.Target, err err
 	}
 	if len(f.classes) > 0 && !f.embedded && f.config == "" {
 		return nil, errors.New("--class is for -c and --embedded")
+	}
+	if f.json != "" && f.json == f.html {
+		return nil, errors.New("--json and --html are two files")
 	}
 	if f.inProcess && f.config == "" {
 		return nil, errors.New("--in-process is for -c")

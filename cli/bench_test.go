@@ -41,14 +41,17 @@ type benchReport struct {
 // bench runs the command and reads what it has written.
 func runBench(t *testing.T, args ...string) (benchReport, string) {
 	t.Helper()
-	file := filepath.Join(t.TempDir(), "report.json")
-	code, out, errs := sluice(t, append([]string{"bench", "--json", file}, args...)...)
+	file, page := filepath.Join(t.TempDir(), "report.json"), filepath.Join(t.TempDir(), "report.html")
+	code, out, errs := sluice(t, append([]string{"bench", "--json", file, "--html", page}, args...)...)
 	if code != 0 {
 		t.Fatalf("exit code %d: %s\n%s", code, errs, out)
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if html, err := os.ReadFile(page); err != nil || !strings.Contains(string(html), "</html>") || strings.Contains(string(html), "NaN") {
+		t.Errorf("the page: %v\n%s", err, html)
 	}
 	var r benchReport
 	if err := json.Unmarshal(text, &r); err != nil {
