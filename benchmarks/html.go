@@ -19,16 +19,10 @@ var pageTemplate = template.Must(template.New("report").Parse(page))
 func (r *Report) WriteHTML(w io.Writer) error {
 	head, rows := r.Table()
 	usageHead, usageRows := r.UsageTable()
-	var said []Comparison
-	for _, c := range r.Comparisons {
-		if c.Sentence != "" {
-			said = append(said, c)
-		}
-	}
 	return pageTemplate.Execute(w, map[string]any{
 		"R": r, "Headline": r.headline(), "Machine": r.machine(), "Versions": r.versions(),
 		"Command": commandLine(r.Command), "Head": head, "Rows": rows, "UsageHead": usageHead, "UsageRows": usageRows,
-		"Verdicts": said, "Charts": r.charts(), "Legend": r.legend(),
+		"Verdicts": r.Verdicts(), "Charts": r.charts(), "Legend": r.legend(),
 		"Took": r.Ended.Sub(r.Started).Round(1e9),
 	})
 }

@@ -446,10 +446,8 @@ func (r *Report) Print(out io.Writer) {
 	}
 	if len(r.Comparisons) > 0 {
 		fmt.Fprintln(out)
-		for _, c := range r.Comparisons {
-			if c.Sentence != "" {
-				fmt.Fprintln(out, "•", c.Sentence)
-			}
+		for _, v := range r.Verdicts() {
+			fmt.Fprintln(out, "•", v.Text)
 		}
 	}
 	if len(r.Notes) > 0 {

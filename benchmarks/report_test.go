@@ -46,6 +46,7 @@ func planted(t *testing.T, change func(*Report), p50 map[string][]float64) *Repo
 	if change != nil {
 		change(r)
 	}
+	r.Ended = r.Started.Add(time.Hour)
 	r.finish(nil)
 	return r
 }
@@ -104,6 +105,9 @@ func TestSaturatedRoundsAreNotCompared(t *testing.T) {
 	c := verdict(t, r, "sluice", "produce_p50_ms")
 	if c.Verdict != Saturated || !strings.Contains(c.Sentence, "sluice was saturated in 3 of 5 rounds") {
 		t.Errorf("%+v", c)
+	}
+	if v := r.Verdicts(); len(v) != 1 || v[0].Verdict != Saturated {
+		t.Errorf("%+v", v)
 	}
 	said := 0
 	for _, c := range r.Comparisons {

@@ -131,7 +131,7 @@ func (r *Report) sentence(c Comparison, m measure, own, other Summary) string {
 	a, b := own.Measures[m.name], other.Measures[m.name]
 	text := fmt.Sprintf("%s, %s: %s (%s–%s) against %s of %s (%s–%s): ", who, what,
 		m.text(a.Median), m.text(a.Least), m.text(a.Most), m.text(b.Median), whom, m.text(b.Least), m.text(b.Most))
-	word := map[bool]map[Verdict]string{false: {Better: "faster", Worse: "slower"}, true: {Better: "more", Worse: "less"}}[m.more][c.Verdict]
+	word := strings.TrimSuffix(m.word(c.Verdict), ":")
 	switch {
 	case c.Verdict == Unshown:
 		text += fmt.Sprintf("no difference shown (p = %.2f).", c.P)
@@ -140,10 +140,103 @@ func (r *Report) sentence(c Comparison, m measure, own, other Summary) string {
 	default:
 		text += fmt.Sprintf("%s by %s, %.2f × (p %s).", word, ms(max(a.Median-b.Median, b.Median-a.Median)), c.Ratio, pText(c.P))
 	}
-	if own.Generator+other.Generator > 0 {
-		text += fmt.Sprintf(" The generator was in the way in %d of %d runs.", own.Generator+other.Generator, own.Rounds+other.Rounds)
+	return text + inTheWay(own, other)
+}
+
+// Said is a verdict for people: all measures of one comparison in a sentence.
+type Said struct {
+	Verdict Verdict // Worse or Better when all that is shown is, else Unshown
+	Text    string
+}
+
+// Verdicts has a sentence for each pair that was compared.
+func (r *Report) Verdicts() (out []Said) {
+	type pair struct{ stream, step, target, baseline, against string }
+	of := func(c Comparison) pair { return pair{c.Stream, c.Step, c.Target, c.Baseline, c.Against} }
+	for i := 0; i < len(r.Comparisons); {
+		first := r.Comparisons[i]
+		who, whom := strings.TrimSpace(first.Target+" "+first.Step), first.Baseline
+		if first.Against != "" {
+			whom = "the same " + first.Against
+		}
+		if len(r.Workload.Streams) > 1 {
+			who += ", " + first.Stream
+		}
+		said := Said{Verdict: Unshown}
+		better, worse := 0, 0
+		var parts []string
+		for ; i < len(r.Comparisons) && of(r.Comparisons[i]) == of(first); i++ {
+			c := r.Comparisons[i]
+			if c.Verdict == Saturated {
+				if c.Sentence != "" {
+					said.Verdict, parts = Saturated, append(parts, c.Sentence)
+				}
+				continue
+			}
+			m := measureOf(c.Measure)
+			text := fmt.Sprintf("%s %s against %s, ", m.title, m.text(c.Value), m.text(c.Base))
+			switch c.Verdict {
+			case Unshown:
+				text += fmt.Sprintf("no difference shown (p = %.2f)", c.P)
+			case Better, Worse:
+				text += fmt.Sprintf("%s %.2f × (p %s)", m.word(c.Verdict), c.Ratio, pText(c.P))
+			}
+			if c.Verdict == Better {
+				better++
+			} else if c.Verdict == Worse {
+				worse++
+			}
+			parts = append(parts, text)
+		}
+		switch {
+		case said.Verdict == Saturated && len(parts) == 1:
+			said.Text = parts[0]
+		default:
+			said.Text = fmt.Sprintf("%s against %s: %s.", who, whom, strings.TrimSuffix(strings.Join(parts, "; "), "."))
+			if better > 0 && worse == 0 {
+				said.Verdict = Better
+			} else if worse > 0 && better == 0 {
+				said.Verdict = Worse
+			}
+			own, _ := r.summary(first.Step, first.Stream, first.Target)
+			step := first.Step
+			if first.Against != "" {
+				step = first.Against
+			}
+			other, _ := r.summary(step, first.Stream, first.Baseline)
+			said.Text += inTheWay(own, other)
+		}
+		out = append(out, said)
 	}
-	return text
+	return out
+}
+
+func measureOf(name string) measure {
+	for _, m := range measures() {
+		if m.name == name {
+			return m
+		}
+	}
+	return measure{title: name}
+}
+
+func (m measure) word(v Verdict) string {
+	switch {
+	case m.more && v == Better:
+		return "more:"
+	case m.more:
+		return "less:"
+	case v == Better:
+		return "faster:"
+	}
+	return "slower:"
+}
+
+func inTheWay(own, other Summary) string {
+	if own.Generator+other.Generator == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" The generator was in the way in %d of %d runs.", own.Generator+other.Generator, own.Rounds+other.Rounds)
 }
 
 func pText(p float64) string {
