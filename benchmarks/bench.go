@@ -168,7 +168,8 @@ func (b *bench) prepare(ctx context.Context, t Target) (*place, error) {
 			p.info.Brokers++
 		}
 	}
-	if versions, err := p.admin.ApiVersions(ctx); err == nil {
+	// An embedded Kafka looks like a version that it is not.
+	if versions, err := p.admin.ApiVersions(ctx); err == nil && !t.InProcess {
 		for _, v := range versions.Sorted() {
 			if v.Err == nil {
 				p.info.Kafka = v.VersionGuess()
