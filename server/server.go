@@ -228,7 +228,9 @@ func (s *Server) Reload(next *config.Config) (applied, waiting []string, err err
 	if err != nil {
 		return nil, nil, err
 	}
-	s.foresee(changed)
+	if len(applied) > 0 {
+		s.foresee(changed)
+	}
 	s.router.Store(changed)
 	s.config = merged
 	return applied, waiting, nil
