@@ -208,9 +208,10 @@ type Usage struct {
 
 // Money is a price put on a Usage.
 type Money struct {
-	DollarsPerTB float64  `json:"dollars_per_tb"` // of payload
-	Prices       string   `json:"prices"`         // the table it comes from
-	Assumptions  []string `json:"assumptions,omitempty"`
+	PerTB       float64  `json:"per_tb"` // 10^12 bytes of payload; without machines
+	Currency    string   `json:"currency"`
+	Prices      string   `json:"prices"` // the table it comes from
+	Assumptions []string `json:"assumptions,omitempty"`
 }
 
 func newReport(o Options) *Report {
@@ -590,7 +591,7 @@ func (r *Report) UsageTable() (head []string, rows [][]string) {
 		if money {
 			cell := "-"
 			if u.Money != nil {
-				cell = fmt.Sprintf("$%.2f", u.Money.DollarsPerTB)
+				cell = fmt.Sprintf("%s%.2f", u.Money.Currency, u.Money.PerTB)
 			}
 			row = append(row, cell)
 		}

@@ -149,7 +149,9 @@ func TestAPriceAppearsWhereSomebodyKnowsIt(t *testing.T) {
 		t.Error("a column for money that nobody gave")
 	}
 	r.Usage = nil
-	r.use(func(u Usage) (Money, bool) { return Money{DollarsPerTB: 12.5, Prices: "list"}, u.Target == "sluice" })
+	r.use(func(u Usage) (Money, bool) {
+		return Money{PerTB: 12.5, Currency: "$", Prices: "list"}, u.Target == "sluice"
+	})
 	head, rows := r.UsageTable()
 	if head[len(head)-1] != "per TB" || rows[0][len(head)-1] != "-" || rows[1][len(head)-1] != "$12.50" {
 		t.Errorf("%v %v", head, rows)

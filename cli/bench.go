@@ -44,6 +44,8 @@ type benchFlags struct {
 
 	list  bool
 	print string
+
+	cost costFlags
 }
 
 func newBench() *cobra.Command {
@@ -116,6 +118,7 @@ copied and changed, --workload takes a name or a file.`,
 	fl.StringVar(&f.sasl, "sasl", "", "log in to every --target with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
 	fl.StringVar(&f.username, "username", "", "for --sasl")
 	fl.StringVar(&f.passwordFile, "password-file", "", "for --sasl")
+	f.cost.register(fl)
 	fl.BoolVar(&f.list, "list", false, "list the built-in workloads")
 	fl.StringVar(&f.print, "print", "", "print a built-in workload")
 	return cmd
@@ -135,6 +138,10 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 		return usage(cmd, err)
 	}
 	security, err := f.security()
+	if err != nil {
+		return usage(cmd, err)
+	}
+	prices, err := f.cost.model()
 	if err != nil {
 		return usage(cmd, err)
 	}
@@ -192,13 +199,20 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 	}
 	fmt.Fprintln(out)
 	rep, err := benchmarks.Run(ctx, benchmarks.Options{
-		Targets: targets, Workload: work, Rounds: f.rounds, Client: f.client, Version: version(), Command: benchCommand(cmd),
+		Targets: targets, Workload: work, Rounds: f.rounds, Client: f.client, Version: version(), Command: benchCommand(cmd), Price: benchPrice(&prices),
 		Progress: func(line string) { fmt.Fprintln(out, line) },
 	})
 	if err != nil {
 		return err
 	}
 	rep.Notes = append(rep.Notes, classes.Notes...)
+	for _, u := range rep.Usage {
+		if u.Money != nil {
+			rep.Notes = append(rep.Notes, fmt.Sprintf("Per TB of payload, without machines, by prices of %s, with %s; see sluice cost, --prices and --assume.",
+				u.Money.Prices, strings.Join(u.Money.Assumptions, ", ")))
+			break
+		}
+	}
 	rep.Print(out)
 	if file := files[f.json]; file != nil {
 		if err := errors.Join(rep.WriteJSON(file), file.Close()); err != nil {

@@ -35,6 +35,10 @@ type benchReport struct {
 		Target       string
 		PayloadBytes float64 `json:"payload_bytes"`
 		KafkaBytes   float64 `json:"kafka_bytes"`
+		Money        *struct {
+			PerTB    float64 `json:"per_tb"`
+			Currency string
+		}
 	}
 }
 
@@ -90,6 +94,9 @@ func TestBenchComparesEmbeddedTiers(t *testing.T) {
 		if share := u.KafkaBytes / u.PayloadBytes; share <= 0 || (share < 0.5) != (u.Target == "telemetry") {
 			t.Errorf("%s: Kafka holds %.3f of the payload", u.Target, share)
 		}
+		if m := u.Money; m == nil || m.PerTB <= 0 || m.Currency != "$" {
+			t.Errorf("%s has no price: %+v", u.Target, m)
+		}
 	}
 	compared := map[string]bool{}
 	for _, c := range r.Comparisons {
@@ -98,7 +105,7 @@ func TestBenchComparesEmbeddedTiers(t *testing.T) {
 	if len(compared) != 2 || !compared["control with direct"] || !compared["telemetry with direct"] {
 		t.Errorf("compared %v", compared)
 	}
-	for _, want := range []string{"3 targets, 2 rounds", "round 1/2  direct", "produce p50", "fewer than 4 rounds", "kfake, which is not Apache Kafka"} {
+	for _, want := range []string{"3 targets, 2 rounds", "round 1/2  direct", "produce p50", "fewer than 4 rounds", "kfake, which is not Apache Kafka", "per TB", "without machines, by prices of"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}
