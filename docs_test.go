@@ -297,6 +297,7 @@ func registered(t *testing.T) map[string]metric {
 	defer tier.Close(t.Context())
 	objstore.NewMeters(reg)
 	server.NewMemoryGauge(reg, config.Limits{})
+	server.NewLogMetrics(reg)
 	server.NewCertificates(zerolog.Nop(), reg)
 	routes, err := router.New(nil, map[string]tiers.Class{"control": {Name: "control"}}, "control")
 	if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/sluice-kafka/sluice/harness"
+	"github.com/sluice-kafka/sluice/server"
 )
 
 // A topic that has left the diskless tier still holds placeholders, and
@@ -66,12 +69,12 @@ func TestTopicsLooksIntoLogs(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &rows); err != nil {
 		t.Fatal(err)
 	}
-	looks := make(map[string]*logLook)
+	looks := make(map[string]*server.LogLook)
 	for _, r := range rows {
 		looks[r.Topic] = r.Log
 	}
 	left := looks["otel-left"]
-	if left.Placeholders < 5 || left.Placeholders >= left.Sampled || left.Sampled > probesPerLog+1+bisections {
+	if left.Placeholders < 5 || left.Placeholders >= left.Sampled || left.Sampled > 16+1+24 {
 		t.Errorf("%d of %d samples are placeholders", left.Placeholders, left.Sampled)
 	}
 	if left.Last == nil || !left.Last.Equal(last) || left.AgesOut == nil || !left.AgesOut.Equal(last.Add(24*time.Hour)) || left.Forever {
@@ -104,6 +107,43 @@ func TestTopicsLooksIntoLogs(t *testing.T) {
 	}
 	if strings.Contains(out, "?") {
 		t.Errorf("something could not be read:\n%s", out)
+	}
+	// The same, by the metrics of a replica that looks often.
+	s.rest = "default_class: control\nplaceholders: { every: 1s, fetches_per_second: 10000 }\n"
+	s.write(t, file)
+	if code := c.stop(t); code != 0 {
+		t.Errorf("exit code %d:\n%s", code, &c.errs)
+	}
+	c = start(t, "serve", "-c", file)
+	c.errs.await(t, "ready: clients may connect")
+	metrics := func() string {
+		t.Helper()
+		resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", s.port+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	until := fmt.Sprintf("sluice_topic_placeholders_until_seconds{topic=\"otel-left\"} %v\n", float64(last.Add(24*time.Hour).Unix()))
+	got := metrics()
+	for ; !strings.Contains(got, until) && ctx.Err() == nil; got = metrics() {
+		time.Sleep(50 * time.Millisecond)
+	}
+	for _, want := range []string{
+		until, "sluice_topic_placeholders_until_seconds{topic=\"otel-forever\"} +Inf\n",
+		"sluice_topic_placeholder_ratio{topic=\"otel-forever\"} 1\n", "sluice_topic_placeholder_ratio{topic=\"otel-left\"} 0.", "sluice_topic_placeholders_unknown_topics 0\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in the metrics", want)
+		}
+	}
+	if strings.Contains(got, `{topic="plain"}`) {
+		t.Error("a topic without placeholders is shown")
 	}
 	if code := c.stop(t); code != 0 {
 		t.Errorf("exit code %d:\n%s", code, &c.errs)

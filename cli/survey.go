@@ -327,6 +327,9 @@ func (s *survey) readBatches(ctx context.Context, cluster *lowlatency.Cluster, n
 	_ = looking.Wait()
 }
 
+// lastBatchBytes is enough for a batch of a default producer, or for its header at least.
+const lastBatchBytes = 16 << 10
+
 // lastBatch is the last one that holds records, nil when that is hard to say.
 func lastBatch(ctx context.Context, cluster *lowlatency.Cluster, l lowlatency.Log) (wire.Batch, error) {
 	offset := l.End - 1
@@ -334,7 +337,7 @@ func lastBatch(ctx context.Context, cluster *lowlatency.Cluster, l lowlatency.Lo
 		if offset < l.Start {
 			break
 		}
-		records, err := cluster.Fetch(ctx, l, offset, probeBytes)
+		records, err := cluster.Fetch(ctx, l, offset, lastBatchBytes)
 		if err != nil {
 			return nil, err
 		}

@@ -69,8 +69,11 @@ type topicRow struct {
 	Tier       string `json:"tier"`
 	Why        string `json:"why"`
 
-	Log *logLook `json:"log,omitempty"` // with --logs
+	Log *server.LogLook `json:"log,omitempty"` // with --logs
 }
+
+// looksAtATime are partitions whose logs are looked into.
+const looksAtATime = 16
 
 func listTopics(ctx context.Context, cfg *config.Config, logs bool) ([]topicRow, error) {
 	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
@@ -100,7 +103,7 @@ func listTopics(ctx context.Context, cfg *config.Config, logs bool) ([]topicRow,
 	if !logs {
 		return rows, nil
 	}
-	looks, err := lookIntoLogs(ctx, cluster, topics.Names())
+	looks, err := server.LookIntoLogs(ctx, cluster, topics.Names(), looksAtATime, func(context.Context) error { return nil })
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +135,7 @@ func printTopics(out io.Writer, rows []topicRow) error {
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s", r.Topic, r.Partitions, r.Class, r.Tier, r.Why, rule)
 		if r.Log != nil {
-			fmt.Fprintf(w, "\t%s\t%s\t%s", r.Log.share(), when(r.Log.Last), r.Log.agesOut())
+			fmt.Fprintf(w, "\t%s\t%s\t%s", r.Log.Share(), server.When(r.Log.Last), r.Log.Out())
 		}
 		fmt.Fprintln(w)
 	}

@@ -32,9 +32,10 @@ type Config struct {
 	Rules        []router.Rule
 	Classes      map[string]tiers.Class
 
-	Quotas Quotas
-	Limits Limits
-	Log    Log
+	Quotas       Quotas
+	Placeholders Placeholders
+	Limits       Limits
+	Log          Log
 }
 
 // Kafka is how sluice itself reaches the user's cluster: to dial brokers for
@@ -120,6 +121,13 @@ type Store struct {
 	AccessKey string
 	SecretKey string
 	PathStyle bool // bucket in the path, not in the host name
+}
+
+// Placeholders is how logs are looked into for placeholders, for the metrics.
+type Placeholders struct {
+	Watch            bool
+	Every            time.Duration
+	FetchesPerSecond int
 }
 
 // Quotas is what sluice does about the byte rates that Kafka grants: it applies

@@ -140,6 +140,10 @@ func schema() []key {
 		{path: "quotas.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Quotas.Enabled }},
 		{path: "quotas.refresh", kind: kindDuration, def: "10s", from: "1s", to: "1h", field: func(t target) any { return &t.Quotas.Refresh }},
 
+		{path: "placeholders.watch", kind: kindFlag, def: "true", field: func(t target) any { return &t.Placeholders.Watch }},
+		{path: "placeholders.every", kind: kindDuration, def: "1h", from: "1s", to: "168h", field: func(t target) any { return &t.Placeholders.Every }},
+		{path: "placeholders.fetches_per_second", kind: kindCount, def: "50", from: "1", to: "10000", metric: "sluice_topic_placeholders_looked_seconds", field: func(t target) any { return &t.Placeholders.FetchesPerSecond }},
+
 		{path: "limits.memory_bytes", kind: kindSize, def: "auto", auto: true, from: "128MiB", to: "16TiB", metric: "sluice_memory_limit_bytes", field: func(t target) any { return &t.Limits.MemoryBytes }},
 		{path: "limits.connections", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
 		{path: "limits.connections_per_ip", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},

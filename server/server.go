@@ -184,6 +184,9 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Placeholders.Watch {
+		s.background(func() { s.watchLogs(background, cfg.Placeholders) })
+	}
 	s.phase.Store(running)
 	return s, nil
 }

@@ -1,22 +1,26 @@
-package cli
+package server
 
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
+	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
-// logLook is what samples of a topic's log show. The JSON names are stable.
-type logLook struct {
+// LogLook is what samples of a topic's log show. The JSON names are stable.
+type LogLook struct {
 	Sampled      int        `json:"sampled_batches"`
 	Placeholders int        `json:"sampled_placeholders"`
 	Last         *time.Time `json:"last_placeholder,omitempty"` // largest timestamp of the latest that was found
@@ -25,8 +29,8 @@ type logLook struct {
 	Err          string     `json:"error,omitempty"`
 }
 
-// share of the samples, for people.
-func (l *logLook) share() string {
+// Share of the samples, for people.
+func (l *LogLook) Share() string {
 	switch {
 	case l.Err != "":
 		return "? (" + l.Err + ")"
@@ -36,14 +40,16 @@ func (l *logLook) share() string {
 	return fmt.Sprintf("%d of %d", l.Placeholders, l.Sampled)
 }
 
-func (l *logLook) agesOut() string {
+// Out is when the last placeholder ages out, for people.
+func (l *LogLook) Out() string {
 	if l.Forever {
 		return "never: retention.ms=-1"
 	}
-	return when(l.AgesOut)
+	return When(l.AgesOut)
 }
 
-func when(t *time.Time) string {
+// When is a time for people.
+func When(t *time.Time) string {
 	if t == nil {
 		return "-"
 	}
@@ -56,16 +62,15 @@ const (
 	// bisections narrow down where the last placeholder is.
 	bisections = 24
 	probeBytes = 16 << 10
-	// looksAtATime are partitions.
-	looksAtATime = 16
 )
 
-// lookIntoLogs samples the topics' logs: what share of their batches are
-// placeholders, and when the last of these will have aged out.
-func lookIntoLogs(ctx context.Context, cluster *lowlatency.Cluster, topics []string) (map[string]*logLook, error) {
-	looks := make(map[string]*logLook, len(topics))
+// LookIntoLogs samples the topics' logs: what share of their batches are
+// placeholders, and when the last of these will have aged out. So many partitions
+// are looked into at a time; before each Fetch, pace is waited for.
+func LookIntoLogs(ctx context.Context, cluster *lowlatency.Cluster, topics []string, atATime int, pace func(context.Context) error) (map[string]*LogLook, error) {
+	looks := make(map[string]*LogLook, len(topics))
 	for _, t := range topics {
-		looks[t] = &logLook{}
+		looks[t] = &LogLook{}
 	}
 	logs, err := cluster.Logs(ctx, topics...)
 	if len(logs) == 0 && err != nil {
@@ -77,10 +82,10 @@ func lookIntoLogs(ctx context.Context, cluster *lowlatency.Cluster, topics []str
 	}
 	var mu sync.Mutex
 	var looking errgroup.Group
-	looking.SetLimit(looksAtATime)
+	looking.SetLimit(atATime)
 	for _, l := range logs {
 		looking.Go(func() error {
-			one, err := lookInto(ctx, cluster, l)
+			one, err := lookInto(ctx, cluster, l, pace)
 			mu.Lock()
 			defer mu.Unlock()
 			all := looks[l.Topic]
@@ -134,8 +139,11 @@ func retentions(ctx context.Context, cluster *lowlatency.Cluster, topics []strin
 
 // lookInto samples one log, and then looks for its last placeholder between the
 // last sample that is one and the first after it that is none.
-func lookInto(ctx context.Context, cluster *lowlatency.Cluster, l lowlatency.Log) (look logLook, err error) {
+func lookInto(ctx context.Context, cluster *lowlatency.Cluster, l lowlatency.Log, pace func(context.Context) error) (look LogLook, err error) {
 	at := func(offset int64) (is bool, next int64, err error) {
+		if err := pace(ctx); err != nil {
+			return false, 0, err
+		}
 		records, err := cluster.Fetch(ctx, l, offset, probeBytes)
 		if err != nil {
 			return false, 0, err
@@ -192,4 +200,81 @@ func lookInto(ctx context.Context, cluster *lowlatency.Cluster, l lowlatency.Log
 		}
 	}
 	return look, nil
+}
+
+// firstLook is how soon after the start logs are looked into for the first time,
+// when placeholders.every is longer.
+const firstLook = 5 * time.Minute
+
+// LogMetrics show which logs hold placeholders.
+type LogMetrics struct {
+	share   *prometheus.GaugeVec
+	until   *prometheus.GaugeVec
+	looked  prometheus.Gauge
+	unknown prometheus.Gauge
+}
+
+// NewLogMetrics registers them.
+func NewLogMetrics(reg prometheus.Registerer) *LogMetrics {
+	gauge := func(name, help string) prometheus.GaugeOpts { return prometheus.GaugeOpts{Name: name, Help: help} }
+	m := &LogMetrics{
+		share:   prometheus.NewGaugeVec(gauge("sluice_topic_placeholder_ratio", "Share of the batches in a topic's log that are placeholders, by samples; topics that hold some."), []string{"topic"}),
+		until:   prometheus.NewGaugeVec(gauge("sluice_topic_placeholders_until_seconds", "Unix time at which retention.ms will have removed a topic's last placeholder; +Inf when it never does."), []string{"topic"}),
+		looked:  prometheus.NewGauge(gauge("sluice_topic_placeholders_looked_seconds", "Unix time at which all logs had been looked into for placeholders; 0 before the first time.")),
+		unknown: prometheus.NewGauge(gauge("sluice_topic_placeholders_unknown_topics", "Topics whose logs could not be looked into for placeholders.")),
+	}
+	reg.MustRegister(m.share, m.until, m.looked, m.unknown)
+	return m
+}
+
+// watchLogs looks into the logs of all topics now and then, and shows those that
+// hold placeholders. It is slow on purpose.
+func (s *Server) watchLogs(ctx context.Context, opt config.Placeholders) {
+	m := NewLogMetrics(s.metrics)
+	limit := rate.NewLimiter(rate.Limit(opt.FetchesPerSecond), 1)
+	for pause := min(opt.Every, firstLook); ; pause = opt.Every {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		if err := m.look(ctx, s.cluster, limit); err != nil && ctx.Err() == nil {
+			s.log.Warn().Err(err).Msg("the topics' logs cannot be looked into for placeholders: sluice_topic_placeholder_ratio is not up to date")
+		}
+	}
+}
+
+func (m *LogMetrics) look(ctx context.Context, cluster *lowlatency.Cluster, limit *rate.Limiter) error {
+	all, err := kadm.NewClient(cluster.Client()).ListTopics(ctx)
+	if err != nil {
+		return err
+	}
+	looks, err := LookIntoLogs(ctx, cluster, all.Names(), 1, limit.Wait)
+	if err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	m.share.Reset()
+	m.until.Reset()
+	unknown := 0
+	for topic, look := range looks {
+		if look.Err != "" {
+			unknown++
+		}
+		if look.Last == nil {
+			continue
+		}
+		m.share.WithLabelValues(topic).Set(float64(look.Placeholders) / float64(look.Sampled))
+		switch {
+		case look.Forever:
+			m.until.WithLabelValues(topic).Set(math.Inf(1))
+		case look.AgesOut != nil:
+			m.until.WithLabelValues(topic).Set(float64(look.AgesOut.Unix()))
+		}
+	}
+	m.unknown.Set(float64(unknown))
+	m.looked.SetToCurrentTime()
+	return nil
 }
