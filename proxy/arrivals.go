@@ -126,7 +126,8 @@ type family struct {
 
 	mu      sync.Mutex
 	members [2][]*conn      // by listener, that of the low-latency tier first
-	last    map[uint64]bool // the listener that brought a partition's last batch, by hash; kept while there are both
+	last    map[uint64]bool // the listener that brought a partition's last batch, by hash
+	forgot  bool            // last is not complete
 }
 
 type familyKey struct {
@@ -138,8 +139,8 @@ const (
 	// maxFamily bounds the connections that are waited for: more of one name on one
 	// listener are several clients.
 	maxFamily = 8
-	// maxLast bounds what a family remembers of partitions; when it is exceeded
-	// all of it is forgotten, and connections wait for each other once more.
+	// maxLast bounds what a family remembers of partitions; beyond it all of it is
+	// forgotten, and who brings a partition that is not known may have moved.
 	maxLast = 4096
 )
 
@@ -190,34 +191,33 @@ func (fs *families) leave(c *conn) {
 	defer f.mu.Unlock()
 	s := side(c.diskless)
 	f.members[s] = slices.DeleteFunc(f.members[s], func(m *conn) bool { return m == c })
-	if len(f.members[s]) == 0 {
-		f.last = nil
-		if len(f.members[1-s]) == 0 {
-			delete(fs.by, f.key)
-		}
+	if len(f.members[0])+len(f.members[1]) == 0 {
+		delete(fs.by, f.key)
 	}
 }
 
-// moved notes on which listener a request's partitions came in, and returns the
-// connections on the other one that may have brought earlier batches.
+// moved notes on which listener a request's partitions came in. For those whose
+// last batch came in on the other one it returns the connections there. Whoever
+// has not moved waits for none: a connection that is held up, by a store that is
+// away perhaps, must not hold up what was never on it.
 func (f *family) moved(hash func(laneKey) uint64, passages []passage, diskless bool) (others []*conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	there := f.members[1-side(diskless)]
-	if len(there) == 0 {
-		return nil
-	}
 	if f.last == nil || len(f.last) > maxLast {
+		f.forgot = f.last != nil
 		f.last = make(map[uint64]bool)
 	}
 	moved := false
 	for _, p := range passages {
 		h := hash(p.key.place())
-		if last, known := f.last[h]; !known || last != diskless {
-			f.last[h] = diskless
-			moved = true
+		last, known := f.last[h]
+		if known && last == diskless {
+			continue
 		}
+		moved = moved || known || f.forgot
+		f.last[h] = diskless
 	}
+	there := f.members[1-side(diskless)]
 	if !moved || len(there) > maxFamily {
 		return nil
 	}

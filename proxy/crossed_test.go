@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
 	"testing/synctest"
@@ -384,6 +385,67 @@ func TestProducersThatMoveBothWays(t *testing.T) {
 		}
 		if n := r.sum("sluice_proxy_crossed_late_total"); n != 0 {
 			t.Errorf("%v waited for the limit", n)
+		}
+	})
+}
+
+// Who has not moved waits for nobody: while a client's connection to the diskless
+// listener is not read, its other topics go on, also those that are new.
+func TestAConnectionThatIsHeldUpHoldsUpNoOther(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		held, _ := r.pair(on(true))
+		slow := make(chan struct{})
+		defer close(slow)
+		r.brokers.mu.Lock()
+		r.brokers.slow = slow
+		r.brokers.mu.Unlock()
+		held.ask(1, produce(version, -1, [2]string{cold, "one"}))
+		held.ask(2, produce(version, -1, [2]string{cold, "two"}))
+		for range 2 { // a client that has just come, too
+			other, b := r.pair(on(false))
+			for i := range int32(3) {
+				other.ask(i, produce(version, -1, [2]string{hot, "urgent"}))
+				corr, got := forwarded(t, b)
+				if got != "urgent" {
+					t.Fatalf("the broker got %q", got)
+				}
+				b.respond(corr, produceAnswered(version))
+				other.expect(i)
+			}
+			_ = other.Close()
+		}
+	})
+}
+
+// A family that has forgotten which partitions came in where takes all for moved.
+func TestManyPartitionsOfAClient(t *testing.T) {
+	const version = 9
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		before, b1 := r.pair(on(false))
+		after, b2 := r.pair(on(true))
+		send := func(c, b *peer, i int32, topic string) {
+			t.Helper()
+			c.ask(i, produce(version, -1, [2]string{topic, "x"}))
+			corr, _ := forwarded(t, b)
+			b.respond(corr, produceAnswered(version))
+			c.expect(i)
+		}
+		send(before, b1, 0, hot)
+		for i := range int32(4100) {
+			send(after, b2, i, fmt.Sprint("hot-", i))
+		}
+		slow := make(chan struct{})
+		r.brokers.mu.Lock()
+		r.brokers.slow = slow
+		r.brokers.mu.Unlock()
+		before.ask(1, produce(version, -1, [2]string{cold, "waits"}))
+		b1.silent("facts are slow")
+		after.ask(5000, produce(version, -1, [2]string{hot, "moved"}))
+		b2.silent("its earlier batches may not be read")
+		close(slow)
+		if _, got := forwarded(t, b2); got != "moved" {
+			t.Fatalf("the broker got %q", got)
 		}
 	})
 }
