@@ -402,6 +402,7 @@ func TestAConnectionThatIsHeldUpHoldsUpNoOther(t *testing.T) {
 		r.brokers.mu.Unlock()
 		held.ask(1, produce(version, -1, [2]string{cold, "one"}))
 		held.ask(2, produce(version, -1, [2]string{cold, "two"}))
+		began := time.Now()
 		for range 2 { // a client that has just come, too
 			other, b := r.pair(on(false))
 			for i := range int32(3) {
@@ -414,6 +415,9 @@ func TestAConnectionThatIsHeldUpHoldsUpNoOther(t *testing.T) {
 				other.expect(i)
 			}
 			_ = other.Close()
+		}
+		if took := time.Since(began); took >= time.Second {
+			t.Errorf("it took %v", took)
 		}
 	})
 }
