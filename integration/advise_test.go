@@ -10,11 +10,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/sluice-kafka/sluice/cli"
+	"github.com/sluice-kafka/sluice/harness"
 	"github.com/sluice-kafka/sluice/harness/history"
 )
 
-// `sluice advise` sees of a real cluster what there is: about 4 s.
-func TestAdviseOnRealKafka(t *testing.T) {
+// `sluice advise` sees of a real cluster what there is.
+func TestLongAdviseOnRealKafka(t *testing.T) {
+	harness.Long(t)
 	kafka := sharedKafka(t)
 	bulk, silent, changelog := "advise-bulk", "advise-silent", "advise-changelog"
 	for topic, policy := range map[string]string{bulk: "delete", silent: "delete", changelog: "compact"} {
