@@ -125,25 +125,21 @@ func reachable(addr string) string {
 func answers(ctx context.Context, addr string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", reachable(addr))
-	if err != nil {
-		return false
-	}
-	_ = c.Close()
-	return true
+	return reach(ctx, Target{Bootstrap: []string{reachable(addr)}}) == nil
 }
 
 // running finds names that the rules of the file send to each class.
 func (c *Classes) running(cfg *config.Config, classes []tiers.Class, through Target) error {
+	routes, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	if err != nil {
+		return err
+	}
 	low := ""
 	for _, class := range classes {
 		t := through
 		t.Name = class.Name
 		t.Note = fmt.Sprintf("class %s, %s tier, through the running proxy", class.Name, class.Tier)
-		topic, err := nameFor(cfg, class.Name)
-		if err != nil {
-			return err
-		}
+		topic := nameFor(routes, cfg.Rules, class.Name)
 		if topic == "" {
 			c.Notes = append(c.Notes, fmt.Sprintf("Class %s is left out: no plain glob of the rules leads to it. --in-process starts a proxy with rules of its own.", class.Name))
 			continue
@@ -163,13 +159,9 @@ func (c *Classes) running(cfg *config.Config, classes []tiers.Class, through Tar
 
 // nameFor is a pattern for Target.Topic whose names have the class, "" when
 // there is none.
-func nameFor(cfg *config.Config, class string) (string, error) {
-	routes, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
-	if err != nil {
-		return "", err
-	}
+func nameFor(routes *router.Router, rules []router.Rule, class string) string {
 	candidates := []string{DefaultTopic}
-	for _, r := range cfg.Rules {
+	for _, r := range rules {
 		for _, p := range r.Patterns {
 			if r.Class == class && strings.Count(p, "*") == 1 && strings.Trim(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.*") == "" {
 				candidates = append(candidates, strings.Replace(p, "*", DefaultTopic, 1))
@@ -183,10 +175,10 @@ func nameFor(cfg *config.Config, class string) (string, error) {
 			match = match && routes.Place(strings.Replace(c, "*", id, 1), tiers.TopicFacts{}).Class.Name == class
 		}
 		if match {
-			return c, nil
+			return c
 		}
 	}
-	return "", nil
+	return ""
 }
 
 // start runs a proxy in this process.

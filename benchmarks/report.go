@@ -385,6 +385,12 @@ func (r *Report) note() {
 	if r.Client == "sarama" {
 		add("sarama is not idempotent here, because its idempotent producer keeps one request in flight.")
 	}
+	for _, u := range r.Usage {
+		if u.Money != nil { // the same table for all
+			add("Per TB of payload, without machines, by prices of %s, with %s; see sluice cost, --prices and --assume.", u.Money.Prices, strings.Join(u.Money.Assumptions, ", "))
+			break
+		}
+	}
 	var inside []string
 	for _, t := range r.Targets {
 		if t.InProcess {

@@ -206,13 +206,6 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 		return err
 	}
 	rep.Notes = append(rep.Notes, classes.Notes...)
-	for _, u := range rep.Usage {
-		if u.Money != nil {
-			rep.Notes = append(rep.Notes, fmt.Sprintf("Per TB of payload, without machines, by prices of %s, with %s; see sluice cost, --prices and --assume.",
-				u.Money.Prices, strings.Join(u.Money.Assumptions, ", ")))
-			break
-		}
-	}
 	rep.Print(out)
 	if file := files[f.json]; file != nil {
 		if err := errors.Join(rep.WriteJSON(file), file.Close()); err != nil {

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -148,9 +147,7 @@ sluice advise does the same for the topics that a cluster has.`,
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(out)
-				enc.SetIndent("", "  ")
-				return enc.Encode(costReportOf(&m, setups))
+				return printJSON(out, costReportOf(&m, setups))
 			}
 			return printCost(out, &m, setups)
 		},

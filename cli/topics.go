@@ -2,11 +2,11 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
@@ -46,9 +46,7 @@ retention.ms will have removed it. Then nothing of the topic is in objects.`,
 				return err
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(rows)
+				return printJSON(cmd.OutOrStdout(), rows)
 			}
 			return printTopics(cmd.OutOrStdout(), rows)
 		},
@@ -135,9 +133,34 @@ func printTopics(out io.Writer, rows []topicRow) error {
 		}
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s", r.Topic, r.Partitions, r.Class, r.Tier, r.Why, rule)
 		if r.Log != nil {
-			fmt.Fprintf(w, "\t%s\t%s\t%s", r.Log.Share(), server.When(r.Log.Last), r.Log.Out())
+			fmt.Fprintf(w, "\t%s\t%s\t%s", shareOf(r.Log), when(r.Log.Last), agesOut(r.Log))
 		}
 		fmt.Fprintln(w)
 	}
 	return w.Flush()
+}
+
+// shareOf the samples, for people.
+func shareOf(l *server.LogLook) string {
+	switch {
+	case l.Err != "":
+		return "? (" + l.Err + ")"
+	case l.Sampled == 0:
+		return "empty"
+	}
+	return fmt.Sprintf("%d of %d", l.Placeholders, l.Sampled)
+}
+
+func agesOut(l *server.LogLook) string {
+	if l.Forever {
+		return "never: retention.ms=-1"
+	}
+	return when(l.AgesOut)
+}
+
+func when(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.Local().Format("2006-01-02 15:04")
 }

@@ -141,11 +141,11 @@ func (c *Cluster) AllFacts(ctx context.Context, topics []string) map[string]tier
 }
 
 // Learn reads the facts of all topics that matter and are not known yet, ahead
-// of the questions about them, and says how many they are.
-func (c *Cluster) Learn(ctx context.Context, matters func(topic string) bool) (int, error) {
+// of the questions about them.
+func (c *Cluster) Learn(ctx context.Context, matters func(topic string) bool) error {
 	resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, c.client) // of all topics
 	if err != nil {
-		return 0, fmt.Errorf("listing topics: %w", err)
+		return fmt.Errorf("listing topics: %w", err)
 	}
 	var unknown []string
 	for _, t := range resp.Topics {
@@ -156,9 +156,8 @@ func (c *Cluster) Learn(ctx context.Context, matters func(topic string) bool) (i
 	c.facts.mu.RLock()
 	unknown = slices.DeleteFunc(unknown, func(t string) bool { return c.facts.known[t].believed() })
 	c.facts.mu.RUnlock()
-	unknown = unknown[:min(len(unknown), maxFacts)]
-	c.facts.read(ctx, unknown)
-	return len(unknown), ctx.Err()
+	c.facts.read(ctx, unknown[:min(len(unknown), maxFacts)])
+	return ctx.Err()
 }
 
 // read asks the cluster and remembers the answers.

@@ -322,10 +322,7 @@ func TestAProducerThatMovesWaitsForWhatIsNotRead(t *testing.T) {
 		corr, _ := forwarded(t, b2)
 		b2.respond(corr, produceAnswered(version))
 		after.expect(1)
-		slow := make(chan struct{})
-		r.brokers.mu.Lock()
-		r.brokers.slow = slow
-		r.brokers.mu.Unlock()
+		letGo := r.brokers.holdFacts()
 		before.ask(1, produce(version, -1, [2]string{cold, "one"}))
 		before.ask(2, produce(version, -1, [2]string{cold, "two"}))
 		b1.silent("it is not known where its batches go")
@@ -335,7 +332,7 @@ func TestAProducerThatMovesWaitsForWhatIsNotRead(t *testing.T) {
 		if n := len(r.payloads.offloaded()); n != 1 {
 			t.Fatalf("%d batches are offloaded", n)
 		}
-		close(slow)
+		letGo()
 		b1.silent("nothing is durable")
 		offloads := r.payloads.offloaded()
 		if len(offloads) != 5 {
@@ -395,11 +392,7 @@ func TestAConnectionThatIsHeldUpHoldsUpNoOther(t *testing.T) {
 	const version = 9
 	inBubble(t, proxy.Limits{}, func(r *rig) {
 		held, _ := r.pair(on(true))
-		slow := make(chan struct{})
-		defer close(slow)
-		r.brokers.mu.Lock()
-		r.brokers.slow = slow
-		r.brokers.mu.Unlock()
+		defer r.brokers.holdFacts()()
 		held.ask(1, produce(version, -1, [2]string{cold, "one"}))
 		held.ask(2, produce(version, -1, [2]string{cold, "two"}))
 		began := time.Now()
@@ -439,15 +432,12 @@ func TestManyPartitionsOfAClient(t *testing.T) {
 		for i := range int32(4100) {
 			send(after, b2, i, fmt.Sprint("hot-", i))
 		}
-		slow := make(chan struct{})
-		r.brokers.mu.Lock()
-		r.brokers.slow = slow
-		r.brokers.mu.Unlock()
+		letGo := r.brokers.holdFacts()
 		before.ask(1, produce(version, -1, [2]string{cold, "waits"}))
 		b1.silent("facts are slow")
 		after.ask(5000, produce(version, -1, [2]string{hot, "moved"}))
 		b2.silent("its earlier batches may not be read")
-		close(slow)
+		letGo()
 		if _, got := forwarded(t, b2); got != "moved" {
 			t.Fatalf("the broker got %q", got)
 		}

@@ -395,6 +395,15 @@ func (b *scriptedBrokers) Dial(_ context.Context, node int32) (net.Conn, error) 
 	return near, nil
 }
 
+// holdFacts has the next question for facts wait until it is let go.
+func (b *scriptedBrokers) holdFacts() (letGo func()) {
+	slow := make(chan struct{})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.slow = slow
+	return func() { close(slow) }
+}
+
 func (b *scriptedBrokers) Facts(_ context.Context, topic string) tiers.TopicFacts {
 	b.mu.Lock()
 	if slow := b.slow; slow != nil {

@@ -29,33 +29,6 @@ type LogLook struct {
 	Err          string     `json:"error,omitempty"`
 }
 
-// Share of the samples, for people.
-func (l *LogLook) Share() string {
-	switch {
-	case l.Err != "":
-		return "? (" + l.Err + ")"
-	case l.Sampled == 0:
-		return "empty"
-	}
-	return fmt.Sprintf("%d of %d", l.Placeholders, l.Sampled)
-}
-
-// Out is when the last placeholder ages out, for people.
-func (l *LogLook) Out() string {
-	if l.Forever {
-		return "never: retention.ms=-1"
-	}
-	return When(l.AgesOut)
-}
-
-// When is a time for people.
-func When(t *time.Time) string {
-	if t == nil {
-		return "-"
-	}
-	return t.Local().Format("2006-01-02 15:04")
-}
-
 const (
 	// probesPerLog are spread evenly over a partition.
 	probesPerLog = 16

@@ -79,9 +79,11 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			_ = s.Shutdown(ctx)
 		}
 	}()
-	if err := s.route(cfg); err != nil {
+	rules, err := routerOf(cfg)
+	if err != nil {
 		return nil, err
 	}
+	s.router.Store(rules)
 
 	clusterOptions, err := ClusterOptions(cfg, opt.Logger, s.metrics)
 	if err != nil {
@@ -207,13 +209,8 @@ func (s *Server) background(work func()) {
 	}()
 }
 
-func (s *Server) route(cfg *config.Config) error {
-	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
-	if err != nil {
-		return err
-	}
-	s.router.Store(r)
-	return nil
+func routerOf(cfg *config.Config) (*router.Router, error) {
+	return router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
 }
 
 // Reload puts in force what of next can change without a restart: topics,
@@ -227,7 +224,7 @@ func (s *Server) Reload(next *config.Config) (applied, waiting []string, err err
 	if err != nil {
 		return nil, nil, err
 	}
-	changed, err := router.New(merged.Rules, merged.Classes, merged.DefaultClass)
+	changed, err := routerOf(merged)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -256,7 +253,7 @@ func (s *Server) foresee(next *router.Router) {
 	diskless := func(r *router.Router, topic string) bool {
 		return r.Place(topic, tiers.TopicFacts{Known: true}).Tier == tiers.Diskless
 	}
-	if _, err := s.cluster.Learn(ctx, func(topic string) bool { return diskless(next, topic) && !diskless(now, topic) }); err != nil {
+	if err := s.cluster.Learn(ctx, func(topic string) bool { return diskless(next, topic) && !diskless(now, topic) }); err != nil {
 		s.log.Warn().Err(err).Msg("the new rules are in force before all topics that they make diskless are known: their first batches may wait, or stay inline")
 	}
 }
