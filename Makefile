@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN := .cache/bin
 DEMO_ARGS ?=
 
-.PHONY: help run build test test-full bench bench-tiers bench-sealing lint clean linters prerequisites
+.PHONY: help run build test test-full bench bench-tiers bench-peers bench-sealing lint clean linters prerequisites
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,11 @@ BENCH_ARGS ?= -rounds 5 -steady 15s -warm-up 3s -bulk 128
 
 bench-tiers: ## compare direct Kafka with both tiers, side by side, for some minutes
 	go test -count=1 -v -run TestTiersSideBySide -timeout 60m ./benchmarks -args $(BENCH_ARGS)
+
+PEERS_ARGS ?= -peer-rounds 7 -peer-steady 4s -peer-warm-up 1s -peer-turn 1s -peer-bulk 256 -peer-idle 2000
+
+bench-peers: ## compare the low-latency tier with the least that a hop can do, in under ten minutes
+	SLUICE_LONG=1 go test -count=1 -v -run TestLongPeersSideBySide -timeout 30m ./benchmarks -args $(PEERS_ARGS)
 
 SEALING ?= 15s
 

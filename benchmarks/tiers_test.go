@@ -31,11 +31,13 @@ type sluiceProcess struct {
 	bootstrap string
 	admin     string
 	log       string
+	pid       int
 }
 
 const nodeIDs = 8
 
-func startSluice(t *testing.T, k *harness.Kafka, s3 *harness.S3) *sluiceProcess {
+// startSluice takes what the configuration says beside addresses.
+func startSluice(t *testing.T, k *harness.Kafka, configuration string) *sluiceProcess {
 	t.Helper()
 	dir := t.TempDir()
 	program := filepath.Join(dir, "sluice")
@@ -53,14 +55,9 @@ listen:
   advertise: "127.0.0.1"
   node_ids: "0-%d"
 admin: "%s"
-stores:
-  default: { url: "s3://%s/benchmarks", endpoint: "%s", access_key: "%s", secret_key: "%s" }
 default_class: control
-topics:
-  - { match: "*-enrichment", class: enrichment }
-  - { match: "*-telemetry", class: telemetry }
 log: { level: warn }
-`, strings.Join(k.Bootstrap(), `", "`), p.bootstrap, port+2, port+1+2*nodeIDs, nodeIDs-1, p.admin, s3.Bucket, s3.Endpoint, s3.AccessKey, s3.SecretKey)
+%s`, strings.Join(k.Bootstrap(), `", "`), p.bootstrap, port+2, port+1+2*nodeIDs, nodeIDs-1, p.admin, configuration)
 	file := filepath.Join(dir, "sluice.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -69,6 +66,7 @@ log: { level: warn }
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.pid = process.PID()
 	t.Cleanup(func() {
 		if err := process.Stop(40 * time.Second); err != nil {
 			t.Errorf("sluice: %v\n%s", err, p.logged())
@@ -102,7 +100,13 @@ func (p *sluiceProcess) logged() string {
 // printed and never judged: that is for a person who knows the machine.
 func TestTiersSideBySide(t *testing.T) {
 	k := harness.StartKafka(t, harness.KafkaOptions{})
-	s := startSluice(t, k, harness.StartS3(t))
+	s3 := harness.StartS3(t)
+	s := startSluice(t, k, fmt.Sprintf(`stores:
+  default: { url: "s3://%s/benchmarks", endpoint: "%s", access_key: "%s", secret_key: "%s" }
+topics:
+  - { match: "*-enrichment", class: enrichment }
+  - { match: "*-telemetry", class: telemetry }
+`, s3.Bucket, s3.Endpoint, s3.AccessKey, s3.SecretKey))
 	through := func(name, suffix string) benchmarks.Target {
 		return benchmarks.Target{Name: name, Bootstrap: []string{s.bootstrap}, Metrics: []string{"http://" + s.admin + "/metrics"}, Topic: benchmarks.DefaultTopic + suffix}
 	}

@@ -47,6 +47,9 @@ type KafkaOptions struct {
 	// want one of their clients too: TLSBootstrap's, where clients log in as
 	// well, and CertificateBootstrap's, where they do not.
 	TLS *CA
+	// Relays are addresses at which something stands before a cluster of one
+	// broker: for each, the broker has a listener that names it to clients.
+	Relays []string
 }
 
 // Admin is the user that brokers themselves are.
@@ -69,6 +72,7 @@ type kafkaNode struct {
 	addr       string // of its client listener
 	controller string
 	tls, mtls  string
+	relayed    []string
 	cert, key  []byte // PEM
 	process    *Process
 }
@@ -114,13 +118,20 @@ func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
 		ID:  base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("sluice-%09d", os.Getpid()))),
 		dir: tempDir(t, "kafka"), opt: opt, cp: cp, nodes: make(map[int32]*kafkaNode),
 	}
-	const listeners = 4
+	if len(opt.Relays) > 0 && len(opt.Nodes) > 1 {
+		t.Fatal("relays lead to one broker")
+	}
+	const fixed = 4
+	listeners := fixed + len(opt.Relays)
 	first := Ports(t, listeners*len(opt.Nodes))
 	for i, id := range opt.Nodes {
 		port := func(n int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(first+listeners*i+n)) }
 		k.nodes[id] = &kafkaNode{
 			id: id, dir: filepath.Join(k.dir, strconv.Itoa(int(id))),
 			addr: port(0), controller: port(1), tls: port(2), mtls: port(3),
+		}
+		for r := range opt.Relays {
+			k.nodes[id].relayed = append(k.nodes[id].relayed, port(fixed+r))
 		}
 		if opt.TLS != nil {
 			k.nodes[id].cert, k.nodes[id].key = opt.TLS.Issue(t, "127.0.0.1")
@@ -252,6 +263,12 @@ func (k *Kafka) format(n *kafkaNode) error {
 			p[ssl+"client.auth"] = "required"
 		}
 	}
+	for i, addr := range k.opt.Relays {
+		name := fmt.Sprintf("RELAY%d", i)
+		p["listener.security.protocol.map"] += "," + name + ":PLAINTEXT"
+		p["listeners"] += "," + name + "://" + n.relayed[i]
+		p["advertised.listeners"] += "," + name + "://" + addr
+	}
 	if k.before4() {
 		p["group.coordinator.rebalance.protocols"] = "classic,consumer" // KIP-848, which is not the default yet
 	}
@@ -332,6 +349,9 @@ func (k *Kafka) TLSBootstrap() []string {
 func (k *Kafka) CertificateBootstrap() []string {
 	return k.addresses(func(n *kafkaNode) string { return n.mtls })
 }
+
+// RelayedAddr is where the broker listens for what stands at Relays[i].
+func (k *Kafka) RelayedAddr(i int) string { return k.nodes[k.opt.Nodes[0]].relayed[i] }
 
 // BrokerAddr is a broker's client address.
 func (k *Kafka) BrokerAddr(id int32) string { return k.nodes[id].addr }
