@@ -206,8 +206,7 @@ func makeTopic(t *testing.T, admin *kadm.Client, topic string, partitions int32)
 // most of what a machine with few cores does.
 type rawClient struct {
 	net.Conn
-	in    []byte
-	frame []byte
+	in []byte
 }
 
 func dialRaw(addr string) (*rawClient, error) {
