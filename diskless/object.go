@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strings"
 
 	"github.com/oklog/ulid/v2"
 
@@ -35,18 +36,32 @@ const (
 	trailerSize   = 4 + 4 + 1 + len(objectMagic)
 )
 
-// walPrefix and auditPrefix are where objects live in a store. Audit objects
+// WALPrefix and AuditPrefix are where objects live in a store. Audit objects
 // have a prefix of their own because locks will apply to it.
 const (
-	walPrefix   = "wal/"
-	auditPrefix = "audit/wal/"
+	WALPrefix   = "wal/"
+	AuditPrefix = "audit/wal/"
 )
 
-func objectKey(id ulid.ULID, audit bool) string {
+// ObjectKey is where a WAL object is.
+func ObjectKey(id ulid.ULID, audit bool) string {
 	if audit {
-		return auditPrefix + id.String()
+		return AuditPrefix + id.String()
 	}
-	return walPrefix + id.String()
+	return WALPrefix + id.String()
+}
+
+// ParseObjectKey is the reverse of ObjectKey. What is not exactly a key of a WAL
+// object is none.
+func ParseObjectKey(key string) (id ulid.ULID, audit, ok bool) {
+	name, ok := strings.CutPrefix(key, WALPrefix)
+	if !ok {
+		if name, audit = strings.CutPrefix(key, AuditPrefix); !audit {
+			return id, false, false
+		}
+	}
+	id, err := ulid.ParseStrict(name)
+	return id, audit, err == nil && ObjectKey(id, audit) == key
 }
 
 // Entry describes one batch of an object.

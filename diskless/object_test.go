@@ -2,12 +2,15 @@ package diskless
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"math"
 	"reflect"
+	"strings"
 	"testing"
 
+	"github.com/oklog/ulid/v2"
 	"pgregory.net/rapid"
 )
 
@@ -61,6 +64,21 @@ func TestObjectFormat(t *testing.T) {
 	}
 	if _, err := ReadFooter(want, int64(len(want))+1); !errors.Is(err, ErrObject) {
 		t.Errorf("a byte is missing before the end: %v", err)
+	}
+}
+
+func TestObjectKeys(t *testing.T) {
+	id := ulid.MustNew(1_760_000_000_000, rand.Reader)
+	for _, audit := range []bool{false, true} {
+		got, isAudit, ok := ParseObjectKey(ObjectKey(id, audit))
+		if !ok || got != id || isAudit != audit {
+			t.Error(got, isAudit, ok)
+		}
+	}
+	for _, key := range []string{"", "wal/", "wal/x", "audit/" + id.String(), "wal/" + strings.ToLower(id.String()), "wal/" + id.String() + "/", "xwal/" + id.String(), "wal/Z" + id.String()[1:]} {
+		if id, _, ok := ParseObjectKey(key); ok {
+			t.Errorf("%q is %v", key, id)
+		}
 	}
 }
 

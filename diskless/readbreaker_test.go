@@ -133,7 +133,7 @@ func TestOneObjectThatHangsIsNotItsStore(t *testing.T) {
 		bad := r.send(offer{})
 		bad.placeholder()
 		var keys []string
-		if err := r.memory.List(t.Context(), walPrefix, "", func(o objstore.Info) error { keys = append(keys, o.Key); return nil }); err != nil || len(keys) != 1 {
+		if err := r.memory.List(t.Context(), WALPrefix, "", func(o objstore.Info) error { keys = append(keys, o.Key); return nil }); err != nil || len(keys) != 1 {
 			t.Fatalf("objects %v, %v", keys, err)
 		}
 		good := r.send(offer{})

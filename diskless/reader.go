@@ -227,7 +227,7 @@ func (p *storedPiece) complain(err error) error {
 	case errors.Is(err, objstore.ErrAccess):
 		reason = "access"
 	}
-	key := objectKey(p.ref.Object, p.ref.Audit)
+	key := ObjectKey(p.ref.Object, p.ref.Audit)
 	gone := errors.Is(err, context.Canceled) // the reader, or this replica
 	if !gone {
 		p.tier.metrics.unreadable.WithLabelValues(reason).Inc()
@@ -295,7 +295,7 @@ func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error)
 
 // fetch reads a chunk with one GET for all who want it, and keeps it.
 func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
-	name := k.store + "/" + objectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
+	name := k.store + "/" + ObjectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
 	return t.loads.DoChan(name, func() (any, error) {
 		store := w.handle().Store
 		if store == nil {
@@ -322,7 +322,7 @@ func (t *Tier) get(w *writer, store objstore.Store, k chunkKey) ([]byte, error) 
 	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
 	defer cancel()
 	t.metrics.gets.Inc()
-	key := objectKey(k.id, k.audit)
+	key := ObjectKey(k.id, k.audit)
 	b, err := store.Get(ctx, key, int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
 	t.noteRead(w, store, key, err)
 	if err != nil {

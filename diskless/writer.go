@@ -513,7 +513,7 @@ func (w *writer) tryPut(obj *object) (time.Duration, error) {
 	obj.buf = wholeObject(obj.buf, obj.footer)
 	obj.footer = nil
 	store := w.handle().Store
-	key := objectKey(obj.id, obj.audit)
+	key := ObjectKey(obj.id, obj.audit)
 	backoff := minPutBackoff
 	for {
 		started := time.Now()

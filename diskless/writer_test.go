@@ -376,7 +376,7 @@ func TestLostAnswers(t *testing.T) {
 		r.faulty.Decide(nil)
 		s.wantReadable(r.another(Limits{}))
 		objects := 0
-		_ = r.memory.List(t.Context(), walPrefix, "", func(objstore.Info) error { objects++; return nil })
+		_ = r.memory.List(t.Context(), WALPrefix, "", func(objstore.Info) error { objects++; return nil })
 		if objects != 1 || n != 4 {
 			t.Errorf("%d objects after %d PUTs", objects, n)
 		}
@@ -390,7 +390,7 @@ type deaf struct {
 }
 
 func (d deaf) Put(ctx context.Context, key string, body []byte) error {
-	if !strings.HasPrefix(key, walPrefix) {
+	if !strings.HasPrefix(key, WALPrefix) {
 		return d.Store.Put(ctx, key, body)
 	}
 	time.Sleep(d.takes)
@@ -409,7 +409,7 @@ func TestALateSuccessIsAnOrphan(t *testing.T) {
 			t.Errorf("%v orphans", n)
 		}
 		found := 0
-		_ = memory.List(t.Context(), walPrefix, "", func(objstore.Info) error { found++; return nil })
+		_ = memory.List(t.Context(), WALPrefix, "", func(objstore.Info) error { found++; return nil })
 		if found != 1 {
 			t.Error("an object whose fate is not known was deleted")
 		}

@@ -33,6 +33,7 @@ var mayImport = map[string][]string{
 	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore/storetest": {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/placeholder":        {"tiers", "proxy/wire", "diskless/*"},
+	"diskless/segment":            {"tiers", "proxy/wire", "diskless/*"},
 	"server":                      {"*", "!cli", "!dev"},
 	"dev":                         {"*", "!cli"},
 	"cli":                         {"*", "benchmarks"},

@@ -30,7 +30,7 @@ const (
 )
 
 // payloadPrefixes hold what keys are needed for.
-var payloadPrefixes = []string{"wal/", "audit/"}
+var payloadPrefixes = []string{"wal/", "audit/", "segments/"}
 
 const formatVersion = 1
 

@@ -56,6 +56,10 @@ func TestOpenRefuses(t *testing.T) {
 			del(t, s, "sluice/keys/first.json")
 			put(t, s, "audit/wal/01", "payload")
 		}, "c1", keyring.ErrKeysMissing},
+		{"segments whose keys are gone", func(t *testing.T, s objstore.Store) {
+			del(t, s, "sluice/keys/first.json")
+			put(t, s, "segments/data/01", "payload")
+		}, "c1", keyring.ErrKeysMissing},
 		{"a key that somebody changed", func(t *testing.T, s objstore.Store) { put(t, s, "sluice/keys/first.json", "{}") }, "c1", keyring.ErrGarbled},
 		{"a marker that somebody changed", func(t *testing.T, s objstore.Store) { put(t, s, "sluice/cluster.json", "") }, "c1", keyring.ErrGarbled},
 	} {
