@@ -278,6 +278,9 @@ func checkStores(ctx context.Context, r *report, cfg *config.Config, clusterID s
 		for _, c := range keyring.Probe(probe, store, clusterID) {
 			whole = r.check(fmt.Sprintf("store %s (%v): %s", name, store, c.Name), c.Err) && whole
 		}
+		if st.Locks() {
+			whole = r.check(fmt.Sprintf("store %s (%v): object lock (%s, %v)", name, store, st.Lock, st.LockRetention), server.CheckLock(probe, st, store)) && whole
+		}
 		cancel()
 		if whole {
 			r.line(good, fmt.Sprintf("store %s: all of it took %v", name, time.Since(start).Round(time.Millisecond)), "")

@@ -253,11 +253,12 @@ func (p *parser) store(name string) {
 	}
 	if s.Scheme == "file" {
 		for _, k := range p.children("stores.*") {
-			if k != "url" && p.has(path+"."+k) {
+			if k != "url" && k != "lock" && k != "lock_retention" && p.has(path+"."+k) {
 				p.problem(path+"."+k, k+" has no effect for a file:// store", "remove it")
 			}
 		}
 	}
+	p.lock(path, s)
 	if p.sound(path + ".endpoint") {
 		u, err := url.Parse(s.Endpoint)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
@@ -276,6 +277,17 @@ func (p *parser) store(name string) {
 		p.problem(path+".secret_key", "secret_key is useless without access_key", "add access_key, or remove both and use the usual AWS sources")
 	}
 	p.cfg.Stores[name] = s
+}
+
+func (p *parser) lock(path string, s Store) {
+	switch {
+	case s.Locks() && s.Scheme == "file":
+		p.problem(path+".lock", "a file:// store cannot lock objects", "use a bucket that was made with object lock, or write lock: none to say that audit objects are not protected by the store")
+	case s.Locks() && !p.has(path+".lock_retention"):
+		p.problem(path+".lock", path+" has a lock and no lock_retention", "add lock_retention: how long nobody may alter or delete an audit object, as in 8760h for a year; with compliance nobody can shorten it later")
+	case !s.Locks() && p.has(path+".lock_retention") && (s.Lock != "" || !p.has(path+".lock")):
+		p.problem(path+".lock_retention", "lock_retention has no effect without a lock", "add lock: governance or lock: compliance, or remove it")
+	}
 }
 
 // locate takes the url apart.
@@ -331,13 +343,16 @@ func (p *parser) class(name string) {
 		return
 	}
 	if c.Tier == tiers.LowLatency {
-		for _, k := range []string{"store", "linger", "object_size", "readahead", "audit", "on_outage"} {
+		for _, k := range []string{"store", "linger", "object_size", "readahead", "audit", "on_outage", "on_delete"} {
 			if p.has(path + "." + k) {
 				p.problem(path+"."+k, fmt.Sprintf("%s has no effect: the class %s is low-latency and uses no store", k, name), "remove it, or use a diskless class")
 			}
 		}
 		p.cfg.Classes[name] = tiers.Class{Name: c.Name, Tier: c.Tier, Summary: c.Summary}
 		return
+	}
+	if !c.Audit && p.has(path+".on_delete") {
+		p.problem(path+".on_delete", fmt.Sprintf("on_delete has no effect: the class %s is no audit class", name), "add audit: true, or remove it")
 	}
 	if _, ok := p.cfg.Stores[c.Store]; !ok && p.sound(path+".store") {
 		p.problem(path+".store", fmt.Sprintf("there is no store %q", clip(c.Store)), p.storeRemedy(c.Store))
@@ -399,6 +414,10 @@ func (p *parser) usedClasses() {
 		if _, ok := p.cfg.Stores[c.Store]; !ok && !p.has("classes."+name+".store") && !missing[name] {
 			missing[name] = true
 			p.problem(path, fmt.Sprintf("the class %s is diskless and needs the store %q, which does not exist", name, c.Store), p.storeRemedy(c.Store))
+		}
+		if s, ok := p.cfg.Stores[c.Store]; ok && c.Audit && s.Lock == "" && !p.has("stores."+c.Store+".lock") && !missing[name] {
+			missing[name] = true
+			p.problem("stores."+c.Store, fmt.Sprintf("the class %s keeps audit objects in the store %s, which does not say whether it locks them", name, c.Store), "add lock: compliance or lock: governance, and lock_retention; or lock: none to say that the store does not protect them")
 		}
 		if c.ObjectSize > p.cfg.Limits.WriteBufferBytes && !missing[name] {
 			missing[name] = true

@@ -121,7 +121,25 @@ type Store struct {
 	AccessKey string
 	SecretKey string
 	PathStyle bool // bucket in the path, not in the host name
+
+	// Lock is "" when the file does not say, or one of the Lock constants. With
+	// LockGovernance or LockCompliance, LockRetention is how long audit objects are
+	// locked from their being written on.
+	Lock          string
+	LockRetention time.Duration
 }
+
+// How a store locks audit objects.
+const (
+	LockNone       = "none"
+	LockGovernance = "governance"
+	LockCompliance = "compliance"
+)
+
+var lockModes = []string{LockNone, LockGovernance, LockCompliance}
+
+// Locks reports whether audit objects are locked.
+func (s Store) Locks() bool { return s.Lock == LockGovernance || s.Lock == LockCompliance }
 
 // Placeholders is how logs are looked into for placeholders, for the metrics.
 type Placeholders struct {

@@ -57,7 +57,7 @@ func TestTheIssuesExample(t *testing.T) {
 		{Patterns: []string{"payments*"}, Class: "control", Line: 13},
 		{Patterns: []string{"otel-*", "agent.trace.*"}, Class: "telemetry", Line: 14},
 	}
-	want.Classes["telemetry"] = tiers.Class{Name: "telemetry", Tier: tiers.Diskless, Summary: want.Classes["telemetry"].Summary, Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, OnOutage: tiers.Wait}
+	want.Classes["telemetry"] = tiers.Class{Name: "telemetry", Tier: tiers.Diskless, Summary: want.Classes["telemetry"].Summary, Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, OnOutage: tiers.Wait, OnDelete: tiers.Ignore}
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", cfg, want)
 	}
@@ -95,13 +95,13 @@ func TestEveryKey(t *testing.T) {
 	if got := cfg.Listen; got.NodeIDs.String() != "0-31,1001-1016" || got.Advertise != "kafka.example" || !got.TLS.Enabled() || got.Brokers.String() != "[::]:20000-20199" {
 		t.Errorf("listen: %+v", got)
 	}
-	if got := cfg.Stores["cold"]; got != (Store{Name: "cold", URL: "s3://cold", Scheme: "s3", Bucket: "cold", Endpoint: "https://minio.example", Region: "eu-west-1", AccessKey: "AKIA", SecretKey: "from the file"}) {
+	if got := cfg.Stores["cold"]; got != (Store{Name: "cold", URL: "s3://cold", Scheme: "s3", Bucket: "cold", Endpoint: "https://minio.example", Region: "eu-west-1", AccessKey: "AKIA", SecretKey: "from the file", Lock: "governance", LockRetention: 8760 * time.Hour}) {
 		t.Errorf("store: %+v", got)
 	}
 	if got := cfg.Stores["disk"]; got.Scheme != "file" || got.Dir != "/var/lib/sluice" {
 		t.Errorf("store: %+v", got)
 	}
-	if got := cfg.Classes["mine"]; got != (tiers.Class{Name: "mine", Tier: tiers.Diskless, Summary: "all of one's own", Store: "cold", Linger: time.Second, ObjectSize: 1_000_000, Readahead: 0, Audit: true, OnOutage: tiers.Reject}) {
+	if got := cfg.Classes["mine"]; got != (tiers.Class{Name: "mine", Tier: tiers.Diskless, Summary: "all of one's own", Store: "cold", Linger: time.Second, ObjectSize: 1_000_000, Readahead: 0, Audit: true, OnOutage: tiers.Reject, OnDelete: tiers.Refuse}) {
 		t.Errorf("class: %+v", got)
 	}
 	if got := cfg.Classes["plain"]; got != (tiers.Class{Name: "plain", Tier: tiers.LowLatency}) {

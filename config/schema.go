@@ -123,6 +123,8 @@ func schema() []key {
 		{path: "stores.*.secret_key", kind: kindSecret, derived: "the usual AWS sources", field: func(t target) any { return &t.store.SecretKey }},
 		{path: "stores.*.secret_key_file", kind: kindFile, derived: "none", field: func(t target) any { return t.files.secretKey[t.store.Name] }},
 		{path: "stores.*.path_style", kind: kindFlag, derived: "true when there is an endpoint", field: func(t target) any { return &t.store.PathStyle }},
+		{path: "stores.*.lock", kind: kindChoice, derived: "none; required where an audit class leads", oneOf: lockModes, field: func(t target) any { return &t.store.Lock }},
+		{path: "stores.*.lock_retention", kind: kindDuration, derived: "required with a lock", from: "1m", to: "876000h", field: func(t target) any { return &t.store.LockRetention }},
 
 		{path: "default_class", kind: kindText, def: "operational", live: true, field: func(t target) any { return &t.DefaultClass }},
 		{path: "topics[].match", kind: kindTexts, required: true, live: true, field: func(t target) any { return &t.rule.Patterns }},
@@ -136,6 +138,7 @@ func schema() []key {
 		{path: "classes.*.readahead", kind: kindCount, def: "2", from: "0", to: "64", live: true, field: func(t target) any { return &t.class.Readahead }},
 		{path: "classes.*.audit", kind: kindFlag, def: "false", live: true, field: func(t target) any { return &t.class.Audit }},
 		{path: "classes.*.on_outage", kind: kindChoice, def: tiers.Wait, oneOf: []string{tiers.Wait, tiers.Reject}, live: true, field: func(t target) any { return &t.class.OnOutage }},
+		{path: "classes.*.on_delete", kind: kindChoice, def: tiers.Ignore, oneOf: []string{tiers.Ignore, tiers.Refuse}, live: true, field: func(t target) any { return &t.class.OnDelete }},
 
 		{path: "quotas.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Quotas.Enabled }},
 		{path: "quotas.refresh", kind: kindDuration, def: "10s", from: "1s", to: "1h", field: func(t target) any { return &t.Quotas.Refresh }},
@@ -184,10 +187,10 @@ func builtins() []tiers.Class {
 	return []tiers.Class{
 		{Name: "control", Tier: tiers.LowLatency, Summary: "hard real time: commands, payments, locks"},
 		{Name: "operational", Tier: tiers.LowLatency, Summary: "near real time: what services say to each other"},
-		{Name: "enrichment", Tier: tiers.Diskless, Summary: "joins and lookups that may wait a moment", Store: "default", Linger: 50 * time.Millisecond, ObjectSize: 4 << 20, Readahead: 2, OnOutage: tiers.Wait},
-		{Name: "telemetry", Tier: tiers.Diskless, Summary: "traces, metrics, logs: much of it, read soon", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, OnOutage: tiers.Wait},
-		{Name: "replay", Tier: tiers.Diskless, Summary: "histories that are read from the start", Store: "default", Linger: time.Second, ObjectSize: 16 << 20, Readahead: 16, OnOutage: tiers.Wait},
-		{Name: "audit", Tier: tiers.Diskless, Summary: "nothing may be deleted early (the store's object lock comes in a later release)", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, Audit: true, OnOutage: tiers.Wait},
+		{Name: "enrichment", Tier: tiers.Diskless, Summary: "joins and lookups that may wait a moment", Store: "default", Linger: 50 * time.Millisecond, ObjectSize: 4 << 20, Readahead: 2, OnOutage: tiers.Wait, OnDelete: tiers.Ignore},
+		{Name: "telemetry", Tier: tiers.Diskless, Summary: "traces, metrics, logs: much of it, read soon", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, OnOutage: tiers.Wait, OnDelete: tiers.Ignore},
+		{Name: "replay", Tier: tiers.Diskless, Summary: "histories that are read from the start", Store: "default", Linger: time.Second, ObjectSize: 16 << 20, Readahead: 16, OnOutage: tiers.Wait, OnDelete: tiers.Ignore},
+		{Name: "audit", Tier: tiers.Diskless, Summary: "what nobody may alter or delete: locked objects, and an archive that proves it", Store: "default", Linger: 250 * time.Millisecond, ObjectSize: 8 << 20, Readahead: 2, Audit: true, OnOutage: tiers.Wait, OnDelete: tiers.Ignore},
 	}
 }
 

@@ -61,7 +61,7 @@ listen:
   node_ids: "0-2"
 admin: "127.0.0.1:%[5]d"
 stores:
-  default: { url: "file://%[6]s" }
+  default: { url: "file://%[6]s", lock: none }
 default_class: operational
 topics:                                # first match wins
   - { match: ["control*", "payments*", "demo.control"], class: control }

@@ -36,11 +36,14 @@ const (
 	trailerSize   = 4 + 4 + 1 + len(objectMagic)
 )
 
-// WALPrefix and AuditPrefix are where objects live in a store. Audit objects
-// have a prefix of their own because locks will apply to it.
+// LockedPrefix is of all that belongs to audit classes: a store's lock is put on
+// what is below it.
+const LockedPrefix = "audit/"
+
+// WALPrefix and AuditPrefix are where WAL objects live in a store.
 const (
 	WALPrefix   = "wal/"
-	AuditPrefix = "audit/wal/"
+	AuditPrefix = LockedPrefix + "wal/"
 )
 
 // ObjectKey is where a WAL object is.

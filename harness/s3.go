@@ -65,14 +65,15 @@ func (s *S3) Start(t testing.TB) {
 	t.Helper()
 	data := filepath.Join(s.dir, "data")
 	meta := filepath.Join(s.dir, "meta")
-	for _, d := range []string{data, meta} {
+	versions := filepath.Join(s.dir, "versions")
+	for _, d := range []string{data, meta, versions} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	log := filepath.Join(s.dir, "s3.log")
 	p, err := StartProcess("S3 server", log, s.program, []string{"ROOT_ACCESS_KEY=" + s.AccessKey, "ROOT_SECRET_KEY=" + s.SecretKey},
-		"--port", s.addr, "--region", s.Region, "--quiet", "posix", "--sidecar", meta, data)
+		"--port", s.addr, "--region", s.Region, "--quiet", "posix", "--sidecar", meta, "--versioning-dir", versions, data)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,9 +105,20 @@ func (s *S3) Stop() {
 // NewBucket makes a bucket.
 func (s *S3) NewBucket(t testing.TB, name string) {
 	t.Helper()
+	s.makeBucket(t, name, false)
+}
+
+// NewLockingBucket makes a bucket with object lock, and so with versions.
+func (s *S3) NewLockingBucket(t testing.TB, name string) {
+	t.Helper()
+	s.makeBucket(t, name, true)
+}
+
+func (s *S3) makeBucket(t testing.TB, name string, locks bool) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	if err := s.Client(t).MakeBucket(ctx, name, minio.MakeBucketOptions{Region: s.Region}); err != nil {
+	if err := s.Client(t).MakeBucket(ctx, name, minio.MakeBucketOptions{Region: s.Region, ObjectLocking: locks}); err != nil {
 		t.Fatal(fmt.Errorf("making bucket %s: %w", name, err))
 	}
 }

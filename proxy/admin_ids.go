@@ -12,10 +12,9 @@ import (
 //
 // CreateTopics (19), v0–v7; CreatePartitions (37), v0–v3;
 // AlterPartitionReassignments (45), v0–v1; UnregisterBroker (64), v0;
-// DeleteTopics (20), v0–v6, passes unchanged. A topic that is to be created
-// with one of sluice's own configurations is refused (configs.go). After those
-// that create, change or delete topics, what was known of the topics is
-// forgotten.
+// A topic that is to be created with one of sluice's own configurations is
+// refused (configs.go). After those that create or change topics, what was known
+// of the topics is forgotten.
 
 func mapBack(ids []int32) (changed bool) {
 	for i, id := range ids {
@@ -80,23 +79,6 @@ creations:
 			}
 			return nil
 		})
-	}
-	c.invalidateAfter(r, topics)
-	return nil
-}
-
-func (c *conn) deleteTopics(r *request) error {
-	req := kmsg.NewPtrDeleteTopicsRequest()
-	if err := decodeRequest(r, req); err != nil {
-		return err
-	}
-	topics := req.TopicNames
-	for _, t := range req.Topics {
-		if t.Topic != nil {
-			topics = append(topics, *t.Topic)
-		} else if name, ok := c.p.topics.Get(t.TopicID); ok {
-			topics = append(topics, name)
-		}
 	}
 	c.invalidateAfter(r, topics)
 	return nil

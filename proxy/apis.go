@@ -77,7 +77,7 @@ func apis() []*API {
 		{Key: 18, Max: 4, Treatment: Map, handle: (*conn).apiVersions},
 		{Key: 19, Max: 7, Treatment: Map, handle: (*conn).createTopics},
 		{Key: 20, Max: 6, handle: (*conn).deleteTopics},
-		{Key: 21, Max: 2},
+		{Key: 21, Max: 2, handle: (*conn).deleteRecords},
 		{Key: 22, Max: 5},
 		{Key: 23, Max: 4},
 		{Key: 24, Max: 5},

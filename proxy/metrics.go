@@ -38,6 +38,7 @@ type metrics struct {
 	withheld       prometheus.Gauge
 	hydratedBytes  prometheus.Counter
 	compactedAfter prometheus.Counter
+	auditDeletions *prometheus.CounterVec // outcome
 	charged        [len(tiers.QuotaKinds)]prometheus.Counter
 	throttled      [len(tiers.QuotaKinds)]prometheus.Counter
 	throttledFor   [len(tiers.QuotaKinds)]prometheus.Counter
@@ -75,6 +76,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		withheld:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_proxy_share_withheld_partitions", Help: "Partitions from which share groups acquire nothing, because something there could not be read."}),
 		late:           counter("sluice_proxy_fetch_late_partitions_total", "Partitions left out of Fetch answers that had something to give, because their objects were not read in time."),
 		hydratedBytes:  counter("sluice_proxy_fetch_hydrated_bytes_total", "Bytes of partitions that were hydrated in Fetch answers."),
+		auditDeletions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_proxy_audit_deletions_total", Help: "Topics of audit classes in requests to delete them, or records of them, by what became of it."}, []string{"outcome"}),
 		compactedAfter: counter("sluice_proxy_compaction_refused_total", "Requests refused because they would have made a diskless topic compacted."),
 	}
 	byKind := func(into *[len(tiers.QuotaKinds)]prometheus.Counter, name, help string) {
@@ -98,7 +100,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			m.seconds[a.Key] = seconds.WithLabelValues(a.Name)
 		}
 	}
-	reg.MustRegister(m.connections, m.refused, m.withheld, m.frameBytes, m.frameWaits, m.frameWaiting, byKey, seconds)
+	reg.MustRegister(m.connections, m.refused, m.withheld, m.frameBytes, m.frameWaits, m.frameWaiting, byKey, seconds, m.auditDeletions)
 	return m
 }
 

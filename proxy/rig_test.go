@@ -97,10 +97,16 @@ func testRouter(t testing.TB, diskless bool) *router.Router {
 	classes := map[string]tiers.Class{
 		"control":   {Name: "control"},
 		"telemetry": {Name: "telemetry", Tier: tiers.Diskless},
+		"guarded":   {Name: "guarded", Tier: tiers.Diskless, Audit: true, OnDelete: tiers.Refuse},
+		"passing":   {Name: "passing", Tier: tiers.Diskless, Audit: true, OnDelete: tiers.Ignore},
 	}
 	var rules []router.Rule
 	if diskless {
-		rules = []router.Rule{{Patterns: []string{"telemetry*"}, Class: "telemetry"}}
+		rules = []router.Rule{
+			{Patterns: []string{"telemetry*"}, Class: "telemetry"},
+			{Patterns: []string{guarded}, Class: "guarded"},
+			{Patterns: []string{passing}, Class: "passing"},
+		}
 	}
 	rt, err := router.New(rules, classes, "control")
 	if err != nil {

@@ -32,9 +32,30 @@ func OpenStore(st config.Store, connections int) (objstore.Store, error) {
 		return objstore.OpenS3(objstore.S3Options{
 			Endpoint: st.Endpoint, Region: st.Region, Bucket: st.Bucket, Prefix: st.Prefix,
 			AccessKey: st.AccessKey, SecretKey: st.SecretKey, PathStyle: st.PathStyle, MaxConnections: connections,
+			Lock: lockRule(st),
 		})
 	}
 	return nil, fmt.Errorf("no store has the scheme %q", st.Scheme)
+}
+
+// lockRule is about all that belongs to audit classes.
+func lockRule(st config.Store) objstore.LockRule {
+	if !st.Locks() {
+		return objstore.LockRule{}
+	}
+	return objstore.LockRule{Prefix: diskless.LockedPrefix, Mode: objstore.LockMode(st.Lock), Retention: st.LockRetention}
+}
+
+// CheckLock returns objstore.ErrNoLock when a store shall lock what it cannot.
+func CheckLock(ctx context.Context, st config.Store, store objstore.Store) error {
+	if !st.Locks() {
+		return nil
+	}
+	locker, ok := store.(objstore.Locker)
+	if !ok {
+		return objstore.ErrNoLock
+	}
+	return locker.CanLock(ctx)
 }
 
 // openStores opens every store of the configuration. One that does not answer
@@ -72,6 +93,11 @@ func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstor
 	if err != nil {
 		return err
 	}
+	if err := CheckLock(ctx, st, store); errors.Is(err, objstore.ErrAccess) {
+		s.log.Warn().Err(err).Str("store", st.Name).Msg("whether the bucket has object lock cannot be asked; if it has none, batches of audit classes go inline. Grant s3:GetBucketObjectLockConfiguration")
+	} else if err != nil {
+		return fmt.Errorf("lock: %s: %w", st.Lock, err)
+	}
 	store = objstore.NewMetered(store, st.Name, meters)
 	store = objstore.NewLimited(store, l.PutConcurrency, gets)
 	store = objstore.NewRetrying(store, storeAttempts)
@@ -85,7 +111,7 @@ func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstor
 
 // unusable reports whether waiting cannot help.
 func unusable(err error) bool {
-	return errors.Is(err, keyring.ErrForeign) || errors.Is(err, keyring.ErrKeysMissing) || errors.Is(err, keyring.ErrGarbled) || errors.Is(err, objstore.ErrKey)
+	return errors.Is(err, keyring.ErrForeign) || errors.Is(err, keyring.ErrKeysMissing) || errors.Is(err, keyring.ErrGarbled) || errors.Is(err, objstore.ErrKey) || errors.Is(err, objstore.ErrNoLock)
 }
 
 func (s *Server) keepOpening(ctx context.Context, st config.Store, meters *objstore.Meters) {

@@ -36,7 +36,14 @@ type Class struct {
 	Readahead  int           // chunks fetched ahead of a sequential reader; 0 is none
 	Audit      bool          // objects live under the audit prefix: nothing may be deleted early
 	OnOutage   string        // Wait or Reject
+	OnDelete   string        // of an audit class: Ignore or Refuse
 }
+
+// What becomes of requests that delete an audit topic or some of its records.
+const (
+	Ignore = "ignore" // they pass: the archive keeps what it holds
+	Refuse = "refuse" // they are answered with POLICY_VIOLATION
+)
 
 // What becomes of batches whose store is down when the inline budget does not
 // cover them.

@@ -32,6 +32,8 @@ type S3Options struct {
 	PathStyle bool
 	// MaxConnections bounds connections to the store; 0 is 64.
 	MaxConnections int
+	// Lock is put on objects; the zero rule on none.
+	Lock LockRule
 }
 
 // S3 keeps objects in a bucket, under a prefix.
@@ -40,6 +42,7 @@ type S3 struct {
 	bucket string
 	prefix string
 	name   string
+	lock   LockRule
 }
 
 const (
@@ -98,7 +101,7 @@ func OpenS3(o S3Options) (*S3, error) {
 	if err != nil {
 		return nil, fmt.Errorf("s3: %w", err)
 	}
-	s := &S3{client: client, bucket: o.Bucket, name: "s3://" + o.Bucket}
+	s := &S3{client: client, bucket: o.Bucket, name: "s3://" + o.Bucket, lock: o.Lock}
 	if o.Prefix != "" {
 		s.prefix = strings.Trim(o.Prefix, "/") + "/"
 		s.name += "/" + strings.Trim(o.Prefix, "/")
@@ -122,6 +125,10 @@ func (s *S3) put(ctx context.Context, key string, body []byte, absent bool) erro
 	if absent {
 		opts.SetMatchETagExcept("*")
 	}
+	if s.lock.Mode != "" && strings.HasPrefix(key, s.lock.Prefix) {
+		opts.Mode = minio.RetentionMode(strings.ToUpper(string(s.lock.Mode)))
+		opts.RetainUntilDate = time.Now().Add(s.lock.Retention)
+	}
 	_, err := s.client.PutObject(ctx, s.bucket, s.prefix+key, bytes.NewReader(body), int64(len(body)), opts)
 	return s.fault("put", key, err)
 }
@@ -138,10 +145,14 @@ func (s *S3) PutIfAbsent(ctx context.Context, key string, body []byte) error {
 
 // Get implements Store.
 func (s *S3) Get(ctx context.Context, key string, offset, length int64) ([]byte, error) {
+	return s.get(ctx, key, offset, length, "")
+}
+
+func (s *S3) get(ctx context.Context, key string, offset, length int64, version string) ([]byte, error) {
 	if length == 0 {
 		return nil, nil
 	}
-	var opts minio.GetObjectOptions
+	opts := minio.GetObjectOptions{VersionID: version}
 	switch {
 	case length > 0:
 		_ = opts.SetRange(offset, offset+length-1)
@@ -196,6 +207,74 @@ func (s *S3) Delete(ctx context.Context, key string) error {
 	return err
 }
 
+// CanLock implements Locker.
+func (s *S3) CanLock(ctx context.Context) error {
+	enabled, _, _, _, err := s.client.GetObjectLockConfig(ctx, s.bucket)
+	if err == nil && enabled != "Enabled" {
+		err = ErrNoLock
+	}
+	if errors.Is(err, ErrNoLock) {
+		return fmt.Errorf("%v: %w", s, err)
+	}
+	return s.fault("object lock of", s.bucket, err)
+}
+
+// Versions implements Locker.
+func (s *S3) Versions(ctx context.Context, prefix string, fn func(Version) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var same []Version // of one key, the newest first as they come
+	flush := func() error {
+		for i := len(same) - 1; i >= 0; i-- {
+			if err := fn(same[i]); err != nil {
+				return err
+			}
+		}
+		same = same[:0]
+		return nil
+	}
+	for o := range s.client.ListObjects(ctx, s.bucket, minio.ListObjectsOptions{Prefix: s.prefix + prefix, Recursive: true, WithVersions: true}) {
+		if o.Err != nil {
+			return s.fault("list versions of", prefix, o.Err)
+		}
+		v := Version{Info{strings.TrimPrefix(o.Key, s.prefix), o.Size, o.LastModified}, o.VersionID, o.IsDeleteMarker}
+		if len(same) > 0 && same[0].Key != v.Key {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		same = append(same, v)
+	}
+	if err := ctx.Err(); err != nil {
+		return s.fault("list versions of", prefix, err)
+	}
+	return flush()
+}
+
+// LockOf implements Locker. It looks at a HEAD's answer, where S3 names the lock
+// to who may read it (s3:GetObjectRetention): servers differ in how they write the
+// answer to the question of its own.
+func (s *S3) LockOf(ctx context.Context, key, version string) (Lock, error) {
+	info, err := s.client.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{VersionID: version})
+	if err != nil {
+		return Lock{}, s.fault("lock of", key, err)
+	}
+	mode := info.Metadata.Get("X-Amz-Object-Lock-Mode")
+	if mode == "" {
+		return Lock{}, nil
+	}
+	until, err := time.Parse(time.RFC3339, info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date"))
+	if err != nil {
+		return Lock{}, fmt.Errorf("%v: lock of %s: %w", s, key, err)
+	}
+	return Lock{LockMode(strings.ToLower(mode)), until}, nil
+}
+
+// GetVersion implements Locker.
+func (s *S3) GetVersion(ctx context.Context, key, version string) ([]byte, error) {
+	return s.get(ctx, key, 0, -1, version)
+}
+
 func (s *S3) String() string { return s.name }
 
 // fault maps S3's errors onto the few kinds.
@@ -207,6 +286,8 @@ func (s *S3) fault(op, key string, err error) error {
 	var answer minio.ErrorResponse
 	if errors.As(err, &answer) {
 		switch code := answer.StatusCode; {
+		case answer.Code == "ObjectLockConfigurationNotFoundError", code == http.StatusBadRequest && strings.Contains(strings.ReplaceAll(answer.Message, " ", ""), "ObjectLock"):
+			kind = ErrNoLock
 		case answer.Code == minio.NoSuchKey:
 			kind = ErrNotFound
 		case answer.Code == minio.NoSuchBucket, code == http.StatusNotFound:

@@ -3,12 +3,15 @@ package objstore_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/minio/minio-go/v7"
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/objstore/storetest"
@@ -39,6 +42,32 @@ func TestS3(t *testing.T) {
 		storetest.Suite(t, func(t *testing.T) objstore.Store {
 			return openS3(t, options("suite/"+string(rune('a'+n.Add(1)))))
 		})
+	})
+	t.Run("locks", func(t *testing.T) {
+		var n atomic.Int32
+		storetest.LockSuite(t, func(t *testing.T, rule objstore.LockRule) (objstore.Locker, func(key, version string) error) {
+			o := options("below")
+			o.Bucket, o.Lock = fmt.Sprintf("locking-%d", n.Add(1)), rule
+			server.NewLockingBucket(t, o.Bucket)
+			raw := server.Client(t)
+			return openS3(t, o), func(key, version string) error {
+				return raw.RemoveObject(t.Context(), o.Bucket, "below/"+key, minio.RemoveObjectOptions{VersionID: version})
+			}
+		})
+	})
+	t.Run("a bucket without locks", func(t *testing.T) {
+		o := options("unlocked")
+		o.Lock = objstore.LockRule{Prefix: "audit/", Mode: objstore.Compliance, Retention: time.Hour}
+		s := openS3(t, o)
+		if err := s.CanLock(t.Context()); !errors.Is(err, objstore.ErrNoLock) {
+			t.Errorf("can lock: %v", err)
+		}
+		if err := s.Put(t.Context(), "audit/x", []byte("x")); !errors.Is(err, objstore.ErrNoLock) {
+			t.Errorf("put: %v", err)
+		}
+		if err := s.Put(t.Context(), "wal/x", []byte("x")); err != nil {
+			t.Errorf("put of what is not to be locked: %v", err)
+		}
 	})
 	t.Run("without a prefix", func(t *testing.T) {
 		s := openS3(t, options(""))

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 )
@@ -36,6 +37,72 @@ func Suite(t *testing.T, open func(t *testing.T) objstore.Store) {
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
 	}
+}
+
+// LockMargin is how far a store's clock may be from ours in LockSuite.
+const LockMargin = time.Minute
+
+// LockSuite runs the tests of locks. open returns a fresh store that puts the
+// rule on objects, and deletes one version behind its back, with all rights there
+// are but that of lifting a lock.
+func LockSuite(t *testing.T, open func(t *testing.T, rule objstore.LockRule) (objstore.Locker, func(key, version string) error)) {
+	for _, mode := range []objstore.LockMode{objstore.Governance, objstore.Compliance} {
+		t.Run(string(mode), func(t *testing.T) {
+			const kept = 24 * time.Hour
+			s, remove := open(t, objstore.LockRule{Prefix: "locked/", Mode: mode, Retention: kept})
+			if err := s.CanLock(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			put(t, s, "free/a", []byte("free"))
+			put(t, s, "locked/a", []byte("first"))
+			if err := s.PutIfAbsent(t.Context(), "locked/b", []byte("b")); err != nil {
+				t.Fatal(err)
+			}
+			first := versions(t, s, "locked/")
+			if len(first) != 2 || first[0].Key != "locked/a" || first[1].Key != "locked/b" {
+				t.Fatalf("versions %v", first)
+			}
+			for _, v := range first {
+				lock, err := s.LockOf(t.Context(), v.Key, v.ID)
+				if off := time.Until(lock.Until) - kept; err != nil || lock.Mode != mode || off.Abs() > LockMargin {
+					t.Errorf("lock of %s: %v, %v", v.Key, lock, err)
+				}
+				if err := remove(v.Key, v.ID); err == nil {
+					t.Errorf("a locked version of %s was removed", v.Key)
+				}
+			}
+			free := versions(t, s, "free/")
+			if lock, err := s.LockOf(t.Context(), "free/a", free[0].ID); err != nil || lock != (objstore.Lock{}) {
+				t.Errorf("lock of what no rule is about: %v, %v", lock, err)
+			}
+			if err := remove("free/a", free[0].ID); err != nil {
+				t.Errorf("what is not locked cannot be removed: %v", err)
+			}
+			// Hidden and overwritten, the first version is still there.
+			put(t, s, "locked/a", []byte("second"))
+			if err := s.Delete(t.Context(), "locked/a"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Get(t.Context(), "locked/a", 0, -1); !errors.Is(err, objstore.ErrNotFound) {
+				t.Errorf("get of a hidden object: %v", err)
+			}
+			all := versions(t, s, "locked/a")
+			if len(all) != 3 || all[0].ID != first[0].ID || all[1].Marker || !all[2].Marker {
+				t.Fatalf("versions %+v", all)
+			}
+			if got, err := s.GetVersion(t.Context(), "locked/a", all[0].ID); err != nil || string(got) != "first" {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
+func versions(t *testing.T, s objstore.Locker, prefix string) (all []objstore.Version) {
+	t.Helper()
+	if err := s.Versions(t.Context(), prefix, func(v objstore.Version) error { all = append(all, v); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 func put(t *testing.T, s objstore.Store, key string, body []byte) {
