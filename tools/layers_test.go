@@ -29,6 +29,7 @@ var mayImport = map[string][]string{
 	"proxy":                       {"tiers", "router", "proxy/wire"},
 	"lowlatency":                  {"tiers"},
 	"diskless":                    {"tiers", "proxy/wire", "diskless/*"},
+	"diskless/compactor":          {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/keyring":            {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore/storetest": {"tiers", "proxy/wire", "diskless/*"},

@@ -1,5 +1,5 @@
 // Package objstore is what the diskless tier asks of an object store, and the
-// stores and wrappers that answer: Memory, File and S3; Retrying, Limited,
+// stores and wrappers that answer: Memory, File and S3; Retrying, Limited, Timed,
 // Metered, Faulty and Recording. storetest holds the suite that all pass.
 package objstore
 

@@ -1,8 +1,11 @@
 package objstore_test
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -23,6 +26,7 @@ func TestStores(t *testing.T) {
 		"file":      file,
 		"retrying":  func(*testing.T) objstore.Store { return objstore.NewRetrying(objstore.NewMemory(), 3) },
 		"limited":   func(*testing.T) objstore.Store { return objstore.NewLimited(objstore.NewMemory(), 1, 1) },
+		"timed":     func(*testing.T) objstore.Store { return objstore.NewTimed(objstore.NewMemory(), time.Minute) },
 		"faulty":    func(*testing.T) objstore.Store { return objstore.NewFaulty(objstore.NewMemory()) },
 		"recording": func(*testing.T) objstore.Store { return objstore.NewRecording(objstore.NewMemory()) },
 		"metered": func(*testing.T) objstore.Store {
@@ -31,6 +35,26 @@ func TestStores(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { storetest.Suite(t, open) })
 	}
+}
+
+func TestTimed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		faulty := objstore.NewFaulty(objstore.NewMemory())
+		faulty.Decide(func(objstore.Op, string) objstore.Fault { return objstore.Fault{Delay: time.Hour} })
+		s, ctx := objstore.NewTimed(faulty, time.Minute), t.Context()
+		for name, request := range map[string]func() error{
+			"put":           func() error { return s.Put(ctx, "k", nil) },
+			"put if absent": func() error { return s.PutIfAbsent(ctx, "k", nil) },
+			"get":           func() error { _, err := s.Get(ctx, "k", 0, -1); return err },
+			"list":          func() error { return s.List(ctx, "", "", func(objstore.Info) error { return nil }) },
+			"delete":        func() error { return s.Delete(ctx, "k") },
+		} {
+			started := time.Now()
+			if err := request(); !errors.Is(err, context.DeadlineExceeded) || time.Since(started) != time.Minute {
+				t.Errorf("%s: %v after %v", name, err, time.Since(started))
+			}
+		}
+	})
 }
 
 func TestRetryFindsItsOwnConditionalPut(t *testing.T) {

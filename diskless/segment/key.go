@@ -109,3 +109,9 @@ func ParseDataKey(key string) (run ulid.ULID, n int, ok bool) {
 	n, err = strconv.Atoi(number)
 	return run, n, err == nil && n >= 0 && DataKey(run, n) == key
 }
+
+// MaxRun is the longest time from a run's beginning, by its ULID, to its
+// manifest: no compactor writes it later. So the segments of a run that is older,
+// and by the store's own clock too, and of which there is no manifest, are a
+// crashed one's.
+const MaxRun = 6 * time.Hour
