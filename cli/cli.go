@@ -25,14 +25,28 @@ var Version = ""
 // errReported ends a command whose output already says what is wrong.
 var errReported = errors.New("reported")
 
+// exitCode ends a command with a code of its own.
+type exitCode struct {
+	code int
+	err  error
+}
+
+func (e exitCode) Error() string { return e.err.Error() }
+func (e exitCode) Unwrap() error { return e.err }
+
 // Run executes one command and returns the process's exit code: 0, or 1 when
-// something was wrong.
+// something was wrong, or what else the command says of itself.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
+	code := 1
+	var own exitCode
+	if errors.As(err, &own) {
+		code = own.code
+	}
 	var problems config.Problems
 	switch {
 	case err == nil:
@@ -43,7 +57,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	default:
 		fmt.Fprintln(stderr, "sluice:", err)
 	}
-	return 1
+	return code
 }
 
 func printProblems(w io.Writer, problems config.Problems) {
@@ -102,7 +116,8 @@ First steps:
   sluice topics -c sluice.yaml      which topic goes where, and why
   sluice serve -c sluice.yaml       run
   sluice cost                       what does it save, and what does it cost?
-  sluice advise                     which topics should go where, by what they do now?`
+  sluice advise                     which topics should go where, by what they do now?
+  sluice fsck -c sluice.yaml        can everything in object storage be read?`
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -116,7 +131,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newDev(), newVersion())
 	return root
 }
 

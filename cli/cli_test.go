@@ -173,6 +173,7 @@ func TestHelpTeachesTheProduct(t *testing.T) {
 		{[]string{"advise", "--help"}, []string{"changes\nnothing", "--bootstrap", "--watch", "only you know"}},
 		{[]string{"dev", "--help"}, []string{"Ctrl-C", "--demo", "--data-dir", "--port"}},
 		{[]string{"bench", "--help"}, []string{"open loop", "--target", "--embedded", "exit code is 1", "sluice bench --print steady"}},
+		{[]string{"fsck", "--help"}, []string{"Exit codes: 0", "--orphans", "--resume", "sluice fsck -c sluice.yaml 'otel-*' --sample 5%"}},
 		{[]string{"version", "--help"}, []string{"Print the version"}},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

@@ -51,11 +51,47 @@ func (c *Cluster) Logs(ctx context.Context, topics ...string) ([]Log, error) {
 	return logs, errors.Join(errs...)
 }
 
+// Fetched is what a leader answers about a log.
+type Fetched struct {
+	Records []byte // whole batches as the broker stores them, and perhaps a part of one
+	Start   int64  // log start offset
+	End     int64  // high watermark
+	Stable  int64  // last stable offset: below it, every transaction has ended
+	Aborted []Aborted
+}
+
+// Aborted is a transaction whose records nobody shall see: those of the producer
+// from First to the next marker that it wrote. See KIP-98.
+type Aborted struct {
+	ProducerID int64
+	First      int64
+}
+
 // Fetch returns what a log holds from an offset on, at least one batch when
 // there is one, as the bytes that the broker stores.
 func (c *Cluster) Fetch(ctx context.Context, l Log, offset int64, maxBytes int32) ([]byte, error) {
+	f, err := c.fetch(ctx, l, offset, maxBytes, false)
+	return f.Records, err
+}
+
+// FetchAll is Fetch with what else the leader says. An offset that the log no
+// longer holds, or not yet, is kerr.OffsetOutOfRange.
+func (c *Cluster) FetchAll(ctx context.Context, l Log, offset int64, maxBytes int32) (Fetched, error) {
+	return c.fetch(ctx, l, offset, maxBytes, false)
+}
+
+// FetchCommitted is FetchAll up to the last stable offset, with the transactions
+// among them that were aborted: what a consumer of isolation read_committed gets.
+func (c *Cluster) FetchCommitted(ctx context.Context, l Log, offset int64, maxBytes int32) (Fetched, error) {
+	return c.fetch(ctx, l, offset, maxBytes, true)
+}
+
+func (c *Cluster) fetch(ctx context.Context, l Log, offset int64, maxBytes int32, committed bool) (f Fetched, err error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.MinBytes, req.MaxBytes, req.MaxWaitMillis = 0, maxBytes, 0
+	if committed {
+		req.IsolationLevel = 1
+	}
 	t := kmsg.NewFetchRequestTopic()
 	t.Topic, t.TopicID = l.Topic, l.ID
 	p := kmsg.NewFetchRequestTopicPartition()
@@ -73,7 +109,12 @@ func (c *Cluster) Fetch(ctx context.Context, l Log, offset int64, maxBytes int32
 		err = kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
+		return f, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
 	}
-	return resp.Topics[0].Partitions[0].RecordBatches, nil
+	got := resp.Topics[0].Partitions[0]
+	f = Fetched{Records: got.RecordBatches, Start: got.LogStartOffset, End: got.HighWatermark, Stable: got.LastStableOffset}
+	for _, a := range got.AbortedTransactions {
+		f.Aborted = append(f.Aborted, Aborted{a.ProducerID, a.FirstOffset})
+	}
+	return f, nil
 }

@@ -53,6 +53,9 @@ type stored struct {
 // or point kafka.bootstrap at the cluster that it belongs to.
 var ErrForeign = errors.New("the prefix belongs to another Kafka cluster; give this one a prefix of its own")
 
+// ErrUnclaimed: no replica has used the prefix yet, or its marker is lost.
+var ErrUnclaimed = errors.New("no cluster has claimed the prefix: there is no " + MarkerKey + "; is it the right one? A replica claims it when it starts")
+
 // ErrKeysMissing: there are payloads but no keys. To make new ones would make
 // every placeholder unreadable. Restore the objects under sluice/keys/.
 var ErrKeysMissing = errors.New("the prefix holds payloads but no keys: restore sluice/keys/ from the bucket's versions or a copy; new keys would make everything written so far unreadable")
@@ -130,6 +133,29 @@ func Open(ctx context.Context, store objstore.Store, clusterID string, opt Optio
 	}
 	if err := r.first(ctx, clusterID); err != nil {
 		return nil, fmt.Errorf("%v: making the first key: %w", store, err)
+	}
+	return r, nil
+}
+
+// Read is Open for those who only look: it writes nothing. A prefix that no
+// cluster has claimed, or that has no keys, is an error that says so.
+func Read(ctx context.Context, store objstore.Store, clusterID string, opt Options) (*Ring, error) {
+	if opt.ReloadEvery == 0 {
+		opt.ReloadEvery = defaultReload
+	}
+	r := &Ring{store: store, opt: opt, loads: rate.NewLimiter(rate.Every(opt.ReloadEvery), reloadBurst)}
+	err := checkMarker(ctx, store, clusterID)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return nil, fmt.Errorf("%v: %w", store, ErrUnclaimed)
+	}
+	if err == nil {
+		err = r.reload(ctx)
+	}
+	if err == nil && len(r.keys) == 0 {
+		err = ErrKeysMissing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%v: %w", store, err)
 	}
 	return r, nil
 }
