@@ -25,7 +25,6 @@ import (
 // both sockets are closed, which ends whatever blocks on them.
 type conn struct {
 	p        *Proxy
-	log      zerolog.Logger
 	client   net.Conn
 	address  string // the client's, without its port
 	node     int32  // broker behind it, or AnyBroker
@@ -63,6 +62,11 @@ type conn struct {
 	dialErr  error
 	answered chan struct{} // closed when the responder has ended
 
+	endMu    sync.Mutex
+	dialing  context.CancelFunc
+	upstream net.Conn // once it is dialled
+	ended    bool     // both sockets are being closed
+
 	owed       atomic.Int32 // requests in flight that a shutdown waits for
 	upstreamMu sync.Mutex   // serializes writes upstream, and their order in expected
 	sentSilent atomic.Bool
@@ -89,12 +93,13 @@ func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bo
 		slots:    make(chan struct{}, p.limits.RequestsInFlight),
 		answered: make(chan struct{}),
 		producer: &tiers.Producer{},
-		log:      p.log.With().Stringer("client", client.RemoteAddr()).Int32("node", node).Bool("diskless", diskless).Logger(),
 	}
 	c.toClient = sink{Conn: client, timeout: p.limits.WriteTimeout}
 	c.queueIdle = sync.NewCond(&c.queueMu)
-	c.ctx, c.cancel = context.WithCancelCause(p.ctx)
-	c.present, c.leave = context.WithCancelCause(c.ctx)
+	// fail ends both: contexts that know of each other, and of the proxy's, take
+	// a kilobyte more.
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.present, c.leave = context.WithCancelCause(context.Background())
 	return c
 }
 
@@ -114,9 +119,6 @@ func (e brokerError) Unwrap() error { return e.error }
 
 // serve runs the connection to its end.
 func (c *conn) serve() {
-	stop := context.AfterFunc(c.ctx, func() { _ = c.client.Close() })
-	defer stop()
-
 	err := c.read()
 	c.p.families.leave(c)
 	if isRefusal(err) || errors.Is(err, errShutdown) {
@@ -192,8 +194,28 @@ func (c *conn) abandon() {
 	c.expected = nil
 }
 
-// fail ends the connection; the first reason counts.
-func (c *conn) fail(err error) { c.cancel(err) }
+// fail ends the connection; the first reason counts. It does not wait for the
+// sockets to be closed, which may take a while under TLS.
+func (c *conn) fail(err error) {
+	c.leave(err)
+	c.cancel(err)
+	c.endMu.Lock()
+	defer c.endMu.Unlock()
+	if !c.ended {
+		c.ended = true
+		if c.dialing != nil {
+			c.dialing()
+		}
+		go c.hangUp(c.upstream)
+	}
+}
+
+func (c *conn) hangUp(upstream net.Conn) {
+	if upstream != nil {
+		_ = upstream.Close()
+	}
+	_ = c.client.Close()
+}
 
 // lose gives up the client, not what it sent; the first reason counts.
 func (c *conn) lose(err error) {
@@ -211,6 +233,15 @@ func (c *conn) listener() string {
 	default:
 		return "low-latency"
 	}
+}
+
+// warn is a warning about the connection, or nil when there were too many.
+func (c *conn) warn() *zerolog.Event { return c.about(c.p.warn()) }
+
+// about says whose connection it is. A logger that knows would be memory that
+// an idle connection holds.
+func (c *conn) about(e *zerolog.Event) *zerolog.Event {
+	return e.Stringer("client", c.client.RemoteAddr()).Int32("node", c.node).Bool("diskless", c.diskless)
 }
 
 func (c *conn) isGone() bool { return c.present.Err() != nil }
@@ -231,23 +262,23 @@ func (c *conn) logEnd(err error) {
 	var broker brokerError
 	switch {
 	case isQuietEnd(err) || errors.Is(err, net.ErrClosed) || errors.Is(err, errShutdown) || errors.Is(err, context.Canceled):
-		c.log.Debug().Err(err).Msg("connection ended")
+		c.about(c.p.log.Debug()).Err(err).Msg("connection ended")
 	case errors.As(err, &broker):
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.p.metrics.brokerStalls.Inc() // nothing is read from brokers under a deadline
 		}
-		c.p.warn(c.log).Err(err).Msg("connection closed: trouble with the broker")
+		c.warn().Err(err).Msg("connection closed: trouble with the broker")
 	case isRefusal(err):
 		c.p.metrics.protocolErrors.Inc()
-		c.p.warn(c.log).Err(err).Msg("connection closed: the client does not speak as a Kafka client should")
+		c.warn().Err(err).Msg("connection closed: the client does not speak as a Kafka client should")
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, errStalled):
 		c.p.metrics.timeouts.Inc()
 		if errors.Is(err, errStalled) {
 			c.p.metrics.stalled.Inc()
 		}
-		c.p.warn(c.log).Err(err).Msg("connection closed: the client took too long")
+		c.warn().Err(err).Msg("connection closed: the client took too long")
 	default:
-		c.p.warn(c.log).Err(err).Msg("connection ended")
+		c.warn().Err(err).Msg("connection ended")
 	}
 }
 
@@ -255,22 +286,42 @@ func (c *conn) logEnd(err error) {
 // checks and garbage cost the cluster nothing.
 func (c *conn) dialOnce() error {
 	c.dial.Do(func() {
-		ctx, cancel := context.WithTimeout(c.ctx, c.p.limits.DialTimeout)
-		defer cancel()
-		upstream, err := c.p.opt.Brokers.Dial(ctx, c.node)
-		if err != nil {
-			c.p.metrics.dialErrors.Inc()
-			c.dialErr = brokerError{fmt.Errorf("connecting to broker: %w", err)}
-			return
-		}
-		c.toBroker.Conn, c.toBroker.timeout = upstream, c.p.limits.BrokerWriteTimeout
-		context.AfterFunc(c.ctx, func() { _ = upstream.Close() })
+		// Dialing takes a deep stack, which the caller's goroutine would keep.
+		dialed := make(chan struct{})
 		go func() {
-			defer close(c.answered)
-			// The client notices, reconnects and retries; half a connection
-			// would leave it waiting.
-			c.fail(brokerError{c.responder()})
+			defer close(dialed)
+			c.dialErr = c.connect()
 		}()
+		<-dialed
 	})
 	return c.dialErr
+}
+
+func (c *conn) connect() error {
+	// Not of c.ctx, which would keep room for children ever after.
+	ctx, cancel := context.WithTimeout(context.Background(), c.p.limits.DialTimeout)
+	defer cancel()
+	c.endMu.Lock()
+	if c.dialing = cancel; c.ended {
+		cancel()
+	}
+	c.endMu.Unlock()
+	upstream, err := c.p.opt.Brokers.Dial(ctx, c.node)
+	if err != nil {
+		c.p.metrics.dialErrors.Inc()
+		return brokerError{fmt.Errorf("connecting to broker: %w", err)}
+	}
+	c.toBroker.Conn, c.toBroker.timeout = upstream, c.p.limits.BrokerWriteTimeout
+	c.endMu.Lock()
+	if c.dialing, c.upstream = nil, upstream; c.ended {
+		_ = upstream.Close()
+	}
+	c.endMu.Unlock()
+	go func() {
+		defer close(c.answered)
+		// The client notices, reconnects and retries; half a connection
+		// would leave it waiting.
+		c.fail(brokerError{c.responder()})
+	}()
+	return nil
 }

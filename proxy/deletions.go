@@ -28,12 +28,12 @@ func (c *conn) mayDelete(topic, what string) (message string, ok bool) {
 	}
 	if class.OnDelete != tiers.Refuse {
 		c.p.metrics.auditDeletions.WithLabelValues("passed").Inc()
-		c.p.warn(c.p.log).Str("topic", topic).Str("class", class.Name).Str("client", c.client.RemoteAddr().String()).
+		c.warn().Str("topic", topic).Str("class", class.Name).
 			Msg(what + " of an audit topic is passed on to Kafka: the archive keeps what it holds (classes.*.on_delete)")
 		return "", true
 	}
 	c.p.metrics.auditDeletions.WithLabelValues("refused").Inc()
-	c.p.warn(c.p.log).Str("topic", topic).Str("class", class.Name).Str("client", c.client.RemoteAddr().String()).
+	c.warn().Str("topic", topic).Str("class", class.Name).
 		Msg(what + " of an audit topic is refused (classes.*.on_delete)")
 	return fmt.Sprintf("topic %q has the audit class %s, which refuses %s. Whoever owns sluice's configuration can give it another class, or say on_delete: ignore", topic, class.Name, what), false
 }

@@ -325,7 +325,7 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 				continue
 			}
 			c.p.opt.Brokers.Invalidate(o.topic)
-			c.p.warn(c.log).Str("topic", o.topic).Int32("partition", p.Partition).
+			c.warn().Str("topic", o.topic).Int32("partition", p.Partition).
 				Msg("the broker refused a placeholder; the topic's configuration is read again and the client retries")
 		}
 	}
@@ -363,7 +363,7 @@ func putStorageError(b []byte, version, since int16) {
 // refuseReserved answers a Produce whose records pretend to be placeholders.
 func (c *conn) refuseReserved(r *request) error {
 	c.p.metrics.reserved.Inc()
-	c.p.warn(c.log).Msg("refused a Produce: a record carries the header that is reserved for placeholders")
+	c.warn().Msg("refused a Produce: a record carries the header that is reserved for placeholders")
 	if r.silent {
 		// Without an answer, closing is how a broker reports an error.
 		return errRefused

@@ -289,7 +289,7 @@ func (c *conn) refuseReplica(r *request) error {
 		}
 		resp.Topics = append(resp.Topics, topic)
 	}
-	c.p.warn(c.log).Msg("refused a Fetch in the name of a replica")
+	c.warn().Msg("refused a Fetch in the name of a replica")
 	r.local = encodeResponse(r, resp)
 	return nil
 }

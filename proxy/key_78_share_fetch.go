@@ -303,7 +303,7 @@ func (c *conn) withholdShared(s *shared, n int) {
 		return err == nil, class.Tier != tiers.Diskless || c.p.opt.Payloads.Readable(class)
 	})
 	c.p.metrics.storageErrors.Inc()
-	c.p.warn(c.log).Str("topic", s.topic).Int32("partition", s.key.partition).Int64("offset", wire.Batch(batch).BaseOffset()).
+	c.warn().Str("topic", s.topic).Int32("partition", s.key.partition).Int64("offset", wire.Batch(batch).BaseOffset()).
 		Msg("records of a share group were acquired and cannot be read; the partition is not asked for until they can be, and Kafka delivers them again")
 }
 

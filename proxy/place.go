@@ -96,7 +96,7 @@ func (p *Proxy) port(id int32) (int32, bool) {
 	port, ok := p.opt.Layout.Port(id)
 	if !ok {
 		p.metrics.unmapped.Inc()
-		p.warn(p.log).Int32("node", realID(id)).Msg("a broker's id is outside listen.node_ids: clients cannot reach it; widen the range on every replica")
+		p.warn().Int32("node", realID(id)).Msg("a broker's id is outside listen.node_ids: clients cannot reach it; widen the range on every replica")
 	}
 	return port, ok
 }

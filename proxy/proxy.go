@@ -152,7 +152,7 @@ type Proxy struct {
 	throttle  throttle
 	warnings  *rate.Limiter
 
-	ctx      context.Context // ends every connection
+	ctx      context.Context // ends with the proxy
 	cancel   context.CancelCauseFunc
 	stopping atomic.Bool
 	stopped  chan struct{}  // closed when stopping is set
@@ -248,7 +248,7 @@ func (p *Proxy) acceptLoop(l net.Listener, id int32) {
 				return
 			}
 			p.metrics.acceptErrors.Inc()
-			p.warn(p.log).Err(err).Stringer("listener", l.Addr()).Msg("cannot accept; trying again")
+			p.warn().Err(err).Stringer("listener", l.Addr()).Msg("cannot accept; trying again")
 			select {
 			case <-time.After(pause):
 			case <-p.ctx.Done():
@@ -291,8 +291,7 @@ func (p *Proxy) admit(client net.Conn, id int32) {
 	p.mu.Unlock()
 	if refused != "" {
 		p.metrics.refused.WithLabelValues(refused).Inc()
-		p.warn(p.log).Str("client", ip).Str("limit", refused).Msg("connection refused")
-		c.fail(errShutdown)
+		p.warn().Str("client", ip).Str("limit", refused).Msg("connection refused")
 		_ = client.Close()
 		return
 	}
@@ -315,12 +314,12 @@ func (p *Proxy) admit(client net.Conn, id int32) {
 
 // warn is a warning event, or nil when there were too many lately: hostile
 // clients must not fill the log.
-func (p *Proxy) warn(l zerolog.Logger) *zerolog.Event {
+func (p *Proxy) warn() *zerolog.Event {
 	if !p.warnings.Allow() {
 		p.metrics.suppressed.Inc()
 		return nil
 	}
-	return l.Warn()
+	return p.log.Warn()
 }
 
 // cutStalled ends the connections that have held memory for StallTimeout
@@ -384,12 +383,22 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 		case <-ctx.Done():
 			unfinished := p.unfinished()
 			p.cancel(errShutdown)
+			p.cutAll()
 			<-ended
 			if unfinished == 0 {
 				return nil
 			}
 			return fmt.Errorf("%d connections were cut before their requests were answered: %w", unfinished, context.Cause(ctx))
 		}
+	}
+}
+
+// cutAll ends every connection; no more can come.
+func (p *Proxy) cutAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.fail(errShutdown)
 	}
 }
 

@@ -213,10 +213,8 @@ func (c *conn) read() error {
 		if err := c.awaitUnmuted(); err != nil {
 			return err
 		}
-		select {
-		case c.slots <- struct{}{}:
-		case <-c.present.Done():
-			return context.Cause(c.present)
+		if err := c.takeSlot(); err != nil {
+			return err
 		}
 		r := &request{}
 		if err := c.makeRoom(n, &r.in); err != nil {
@@ -237,6 +235,24 @@ func (c *conn) read() error {
 			return err
 		}
 		in.accepted(n)
+	}
+}
+
+// takeSlot waits until there may be one more request in flight.
+func (c *conn) takeSlot() error {
+	if c.isGone() {
+		return context.Cause(c.present)
+	}
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	case <-c.present.Done():
+		return context.Cause(c.present)
 	}
 }
 
