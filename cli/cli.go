@@ -117,7 +117,8 @@ First steps:
   sluice serve -c sluice.yaml       run
   sluice cost                       what does it save, and what does it cost?
   sluice advise                     which topics should go where, by what they do now?
-  sluice fsck -c sluice.yaml        can everything in object storage be read?`
+  sluice fsck -c sluice.yaml        can everything in object storage be read?
+  sluice copy -c sluice.yaml        the way out: topics, payloads resolved, as plain ones`
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -131,7 +132,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newCopy(), newDev(), newVersion())
 	return root
 }
 
