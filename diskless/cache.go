@@ -7,18 +7,38 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-kafka/sluice/diskless/segment"
 )
 
-// chunkKey names an aligned piece of an object.
+// kind tells what objects a chunk may be of.
+type kind uint8
+
+const (
+	walObject kind = iota
+	auditObject
+	segmentObject
+)
+
+// chunkKey names a piece of an object.
 type chunkKey struct {
-	store string
-	audit bool
-	id    ulid.ULID
-	index uint32
+	store  string
+	kind   kind
+	id     ulid.ULID // of the object, or of the run whose segment it is
+	number int       // of the segment
+	from   int64     // where in the object it begins
 }
 
-// segment is a part of the cache that evicts on its own account.
-type segment struct {
+// object is the key of the object that the chunk is of.
+func (k chunkKey) object() string {
+	if k.kind == segmentObject {
+		return segment.DataKey(k.id, k.number)
+	}
+	return ObjectKey(k.id, k.kind == auditObject)
+}
+
+// region is a part of the cache that evicts on its own account.
+type region struct {
 	name  string
 	max   int64
 	bytes int64
@@ -28,41 +48,88 @@ type segment struct {
 	size            prometheus.Gauge
 }
 
-// cache keeps chunks of objects in memory, bounded by bytes. It has two
-// segments: what is recent, and what a catch-up scan reads. A scan then evicts
-// only scans, and tail readers keep their hits.
+// cache keeps chunks of objects in memory, bounded by bytes. It has two regions:
+// what is recent, and what a catch-up scan reads. A scan then evicts only scans,
+// and tail readers keep their hits.
 type cache struct {
 	misses prometheus.Counter
 
-	mu     sync.Mutex
-	recent *segment
-	scan   *segment
+	mu         sync.Mutex
+	recent     *region
+	scan       *region
+	ahead      map[chunkKey]int64 // bytes of what is read before anybody has asked for it
+	aheadBytes int64
 }
 
-// scanShare of the cache is for what catch-up scans read: one in so many bytes.
-const scanShare = 4
+// aheadShare of what is for catch-up scans, one byte in so many, may be taken by
+// chunks that nobody has asked for yet: more would push out what is being read.
+const aheadShare = 4
+
+// Of the cache, one byte in so many is for what catch-up scans read, and for what
+// finds it: listings, manifests and footers.
+const (
+	scanShare  = 4
+	indexShare = 8
+)
 
 func newCache(bytes int64, m *metrics) *cache {
-	make := func(name string, max int64) *segment {
-		s := &segment{
+	c := &cache{misses: m.cacheMisses, ahead: map[chunkKey]int64{}}
+	make := func(name string, max int64) *region {
+		s := &region{
 			name: name, max: max,
 			hits:      m.cacheHits.WithLabelValues(name),
 			evictions: m.cacheEvictions.WithLabelValues(name),
 			size:      m.cacheBytes.WithLabelValues(name),
 		}
 		// Bounded by bytes below, not by entries.
-		s.lru, _ = simplelru.NewLRU(math.MaxInt32, func(_ chunkKey, b []byte) { s.bytes -= int64(cap(b)) })
+		s.lru, _ = simplelru.NewLRU(math.MaxInt32, func(k chunkKey, b []byte) {
+			s.bytes -= int64(cap(b))
+			c.unexpect(k)
+		})
 		return s
 	}
 	scan := bytes / scanShare
-	return &cache{misses: m.cacheMisses, recent: make("recent", bytes-scan), scan: make("scan", scan)}
+	c.recent, c.scan = make("recent", bytes-scan-bytes/indexShare), make("scan", scan)
+	return c
 }
+
+// expect reports whether a chunk of so many bytes may be read before anybody asks
+// for it. It counts until somebody does, or it is gone.
+func (c *cache) expect(k chunkKey, bytes int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.ahead[k]; ok || c.holds(k) || c.aheadBytes > 0 && c.aheadBytes+bytes > c.scan.max/aheadShare || bytes > c.scan.max/2 {
+		return false
+	}
+	c.ahead[k] = bytes
+	c.aheadBytes += bytes
+	return true
+}
+
+// unexpect is called with mu held.
+func (c *cache) unexpect(k chunkKey) {
+	c.aheadBytes -= c.ahead[k]
+	delete(c.ahead, k)
+}
+
+// missed is what was expected and could not be read.
+func (c *cache) missed(k chunkKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.holds(k) {
+		c.unexpect(k)
+	}
+}
+
+// holds is called with mu held.
+func (c *cache) holds(k chunkKey) bool { return c.recent.lru.Contains(k) || c.scan.lru.Contains(k) }
 
 // get returns a chunk, never to be written to, or nil.
 func (c *cache) get(k chunkKey) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range [...]*segment{c.recent, c.scan} {
+	c.unexpect(k)
+	for _, s := range [...]*region{c.recent, c.scan} {
 		if b, ok := s.lru.Get(k); ok {
 			s.hits.Inc()
 			return b
@@ -83,8 +150,8 @@ func (c *cache) peek(k chunkKey) []byte {
 	return b
 }
 
-// add admits a chunk; recent says to which segment. A chunk larger than its
-// segment is not kept, nor an empty one, which would cost nothing and never go.
+// add admits a chunk; recent says to which region. A chunk larger than its
+// region is not kept, nor an empty one, which would cost nothing and never go.
 func (c *cache) add(k chunkKey, b []byte, recent bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,9 +179,9 @@ func (c *cache) remove(k chunkKey) {
 	c.forget(k)
 }
 
-// forget removes a chunk from both segments. mu is held.
+// forget removes a chunk from both regions. mu is held.
 func (c *cache) forget(k chunkKey) {
-	for _, s := range [...]*segment{c.recent, c.scan} {
+	for _, s := range [...]*region{c.recent, c.scan} {
 		if s.lru.Remove(k) {
 			s.size.Set(float64(s.bytes))
 		}

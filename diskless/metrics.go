@@ -29,6 +29,8 @@ type metrics struct {
 	cacheEvictions *prometheus.CounterVec
 	cacheBytes     *prometheus.GaugeVec
 	gets           prometheus.Counter
+	lookups        prometheus.Counter
+	fallbacks      *prometheus.CounterVec // reason
 	unverified     *prometheus.CounterVec // reason
 	unreadable     *prometheus.CounterVec // reason
 	hydrated       prometheus.Counter
@@ -83,9 +85,11 @@ func newMetrics(reg prometheus.Registerer, budget *inlineBudget) *metrics {
 		getsRefused:    counters("sluice_diskless_refused_gets_total", "Chunks that were not asked for because their store gives no answer.", "store"),
 		cacheHits:      counters("sluice_diskless_cache_hits_total", "Chunks found in memory.", "segment"),
 		cacheMisses:    counter("sluice_diskless_cache_misses_total", "Chunks not found in memory."),
-		cacheEvictions: counters("sluice_diskless_cache_evictions_total", "Chunks evicted to stay within limits.cache_bytes.", "segment"),
-		cacheBytes:     gauges("sluice_diskless_cache_bytes", "Bytes of chunks in memory.", "segment"),
+		cacheEvictions: counters("sluice_diskless_cache_evictions_total", "Chunks, and what leads to them, evicted to stay within limits.cache_bytes.", "segment"),
+		cacheBytes:     gauges("sluice_diskless_cache_bytes", "Bytes of chunks, and of what leads to them, in memory.", "segment"),
 		gets:           counter("sluice_diskless_chunk_gets_total", "Chunks read from an object store."),
+		lookups:        counter("sluice_diskless_segment_lookups_total", "Listings, manifests and footers read to find batches in segments."),
+		fallbacks:      counters("sluice_diskless_segment_fallbacks_total", "Batches that could not be read from their segment, and were looked for elsewhere.", "reason"),
 		unverified:     counters("sluice_diskless_unverified_references_total", "Placeholders that did not verify and were not passed on.", "reason"),
 		unreadable:     counters("sluice_diskless_unreadable_references_total", "Placeholders that verified but whose bytes could not be had.", "reason"),
 		hydrated:       counter("sluice_diskless_hydrated_bytes_total", "Bytes of original batches returned in the place of placeholders."),

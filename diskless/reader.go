@@ -49,7 +49,7 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		}
 		pieces, stored = append(pieces, p), append(stored, p)
 	}
-	t.readAhead(stored, min(readahead, t.maxAhead))
+	t.readAhead(tp, stored, min(readahead, t.maxAhead))
 	return pieces, nil
 }
 
@@ -174,58 +174,107 @@ func (p *storedPiece) Records() int      { return recordsOf(p.batch) }
 func (p *storedPiece) Placeholder() bool { return true }
 
 func (p *storedPiece) Cached() bool {
-	for _, k := range p.tier.chunks(p.writer, p.ref) {
-		if p.tier.cache.peek(k) == nil {
-			return false
-		}
+	if p.tier.holds(p.tier.walPlace(p.writer, p.ref)) {
+		return true
 	}
-	return true
+	at, what := p.tier.known(p.writer, p.tp, p.ref)
+	return what == inSegment && p.tier.holds(at)
 }
 
 // Await looks at the reference only: the placeholder's bytes may be others' by
 // now.
 func (p *storedPiece) Await(ctx context.Context) error {
-	for _, k := range p.tier.chunks(p.writer, p.ref) {
-		if _, err := p.tier.chunk(ctx, p.writer, k); err != nil {
-			return err
+	return p.somewhere(ctx, func(at place) error {
+		for _, c := range at.chunks {
+			if _, err := p.tier.chunk(ctx, p.writer, c); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
-// Load returns the original batch. Bytes that do not match their reference are
-// read once more from the store itself before that is an error.
+// Load returns the original batch.
 func (p *storedPiece) Load(ctx context.Context) ([][]byte, error) {
-	var err error
-	for range 2 {
-		var original []byte
-		if original, err = p.tier.read(ctx, p.writer, p.ref); err != nil {
-			if ctx.Err() != nil || !errors.Is(err, errShort) && !errors.Is(err, objstore.ErrNotFound) {
-				break
-			}
-		} else {
-			var header, body []byte
-			if header, body, err = placeholder.Patch(original, p.batch, p.ref); err == nil {
-				p.tier.metrics.hydrated.Add(float64(p.ref.Length))
-				return [][]byte{header, body}, nil
-			}
+	var original [][]byte
+	err := p.somewhere(ctx, func(at place) error {
+		b, err := p.tier.read(ctx, p.writer, at, p.ref.Length)
+		if err != nil {
+			return err
 		}
-		for _, k := range p.tier.chunks(p.writer, p.ref) {
-			p.tier.cache.remove(k)
+		header, body, err := placeholder.Patch(b, p.batch, p.ref)
+		if err == nil {
+			original = [][]byte{header, body}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, p.complain(err)
+	}
+	p.tier.metrics.hydrated.Add(float64(p.ref.Length))
+	return original, nil
+}
+
+// somewhere calls try with the places of the original batch, the one that is
+// best to read first, until one is good.
+func (p *storedPiece) somewhere(ctx context.Context, try func(place) error) error {
+	t := p.tier
+	wal := t.walPlace(p.writer, p.ref)
+	var inSegment error
+	if p.old() && !t.holds(wal) {
+		at, ok, err := t.locate(ctx, p.writer, p.tp, p.ref, seldom)
+		if ok {
+			if err = p.twice(ctx, at, try); err == nil {
+				return nil
+			}
+			p.fellBack(ctx, at, err)
+		}
+		inSegment = err
+	}
+	err := p.twice(ctx, wal, try)
+	if err == nil || ctx.Err() != nil || p.ref.Audit {
+		return err
+	}
+	// It may be in a segment since a moment ago, and the object collected; or in
+	// another one.
+	at, ok, lookup := t.locate(ctx, p.writer, p.tp, p.ref, often)
+	if ok {
+		if lookup = p.twice(ctx, at, try); lookup == nil {
+			return nil
+		}
+		p.fellBack(ctx, at, lookup)
+	}
+	return errors.Join(err, inSegment, lookup)
+}
+
+// twice reads bytes that do not match their reference once more from the store
+// itself before that is an error.
+func (p *storedPiece) twice(ctx context.Context, at place, try func(place) error) (err error) {
+	for range 2 {
+		err = try(at)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if !errors.Is(err, errShort) && !errors.Is(err, placeholder.ErrMismatch) && !errors.Is(err, objstore.ErrNotFound) {
+			return err
+		}
+		for _, c := range at.chunks {
+			p.tier.cache.remove(c.chunkKey)
 		}
 	}
-	return nil, p.complain(err)
+	return err
 }
 
 func (p *storedPiece) complain(err error) error {
 	reason := "corrupt"
 	switch {
-	case errors.Is(err, objstore.ErrNotFound):
-		reason = "not found"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, objstore.ErrUnavailable):
-		reason = "unavailable"
+		reason = "unavailable" // of two places, one may be good
 	case errors.Is(err, objstore.ErrAccess):
 		reason = "access"
+	case errors.Is(err, errShort), errors.Is(err, placeholder.ErrMismatch):
+	case errors.Is(err, objstore.ErrNotFound):
+		reason = "not found"
 	}
 	key := ObjectKey(p.ref.Object, p.ref.Audit)
 	gone := errors.Is(err, context.Canceled) // the reader, or this replica
@@ -243,92 +292,132 @@ func (p *storedPiece) complain(err error) error {
 // errShort is an object that ends before the range that a reference names.
 var errShort = errors.New("the object is shorter than its reference says")
 
-// chunks are the chunks that hold a reference's range.
-func (t *Tier) chunks(w *writer, ref placeholder.Ref) []chunkKey {
-	size := uint64(t.limits.ChunkBytes)
-	first, last := ref.Offset/size, (ref.Offset+max(uint64(ref.Length), 1)-1)/size
-	var keys []chunkKey
-	for i := first; i <= last; i++ {
-		keys = append(keys, chunkKey{w.name, ref.Audit, ref.Object, uint32(i)})
-	}
-	return keys
+// place is where a batch's bytes are.
+type place struct {
+	offset uint64  // in the object
+	chunks []chunk // of the object, that hold the batch
+	in     *found  // the segment; nil in a WAL object
 }
 
-// read returns a copy of a reference's range: a slow reader's answer would keep
-// the whole chunk in memory long after the cache has let go of it.
-func (t *Tier) read(ctx context.Context, w *writer, ref placeholder.Ref) ([]byte, error) {
-	keys := t.chunks(w, ref)
+// chunk is what one GET reads.
+type chunk struct {
+	chunkKey
+	length int64 // the object may end before
+}
+
+// walPlace is where a batch was written.
+func (t *Tier) walPlace(w *writer, ref placeholder.Ref) place {
 	size := uint64(t.limits.ChunkBytes)
-	joined := make([]byte, 0, ref.Length)
-	at, left := ref.Offset, uint64(ref.Length)
-	for _, k := range keys {
-		chunk, err := t.chunk(ctx, w, k)
+	first, last := ref.Offset/size, (ref.Offset+max(uint64(ref.Length), 1)-1)/size
+	at := place{offset: ref.Offset}
+	k := walObject
+	if ref.Audit {
+		k = auditObject
+	}
+	for i := first; i <= last; i++ {
+		at.chunks = append(at.chunks, chunk{chunkKey{store: w.name, kind: k, id: ref.Object, from: int64(i * size)}, int64(size)})
+	}
+	return at
+}
+
+// holds reports whether a place's chunks are in memory.
+func (t *Tier) holds(at place) bool {
+	for _, c := range at.chunks {
+		if t.cache.peek(c.chunkKey) == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// read returns a copy of a batch's bytes: a slow reader's answer would keep the
+// whole chunk in memory long after the cache has let go of it.
+func (t *Tier) read(ctx context.Context, w *writer, p place, length uint32) ([]byte, error) {
+	joined := make([]byte, 0, length)
+	at, left := int64(p.offset), int64(length)
+	for _, c := range p.chunks {
+		b, err := t.chunk(ctx, w, c)
 		if err != nil {
 			return nil, err
 		}
-		from := at - uint64(k.index)*size
-		to := min(from+left, size)
-		if to > uint64(len(chunk)) {
+		from := at - c.from
+		to := min(from+left, c.length)
+		if to > int64(len(b)) {
 			return nil, errShort
 		}
-		joined = append(joined, chunk[from:to]...)
+		joined = append(joined, b[from:to]...)
 		at, left = at+to-from, left-(to-from)
 	}
 	return joined, nil
 }
 
 // chunk returns a chunk from memory, or with one GET for all who want it.
-func (t *Tier) chunk(ctx context.Context, w *writer, k chunkKey) ([]byte, error) {
-	if b := t.cache.get(k); b != nil {
+func (t *Tier) chunk(ctx context.Context, w *writer, c chunk) ([]byte, error) {
+	if b := t.cache.get(c.chunkKey); b != nil {
 		return b, nil
 	}
+	return awaited[[]byte](ctx, t.fetch(w, c))
+}
+
+// awaited is what a single flight brings, unless ctx ends before.
+func awaited[T any](ctx context.Context, flight <-chan singleflight.Result) (none T, err error) {
 	select {
-	case r := <-t.fetch(w, k):
+	case r := <-flight:
 		if r.Err != nil {
-			return nil, r.Err
+			return none, r.Err
 		}
-		return r.Val.([]byte), nil
+		return r.Val.(T), nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return none, ctx.Err()
 	}
 }
 
 // fetch reads a chunk with one GET for all who want it, and keeps it.
-func (t *Tier) fetch(w *writer, k chunkKey) <-chan singleflight.Result {
-	name := k.store + "/" + ObjectKey(k.id, k.audit) + "/" + strconv.Itoa(int(k.index))
+func (t *Tier) fetch(w *writer, c chunk) <-chan singleflight.Result {
+	name := c.store + "/" + c.object() + "/" + strconv.FormatInt(c.from, 10)
 	return t.loads.DoChan(name, func() (any, error) {
-		store := w.handle().Store
-		if store == nil {
-			return nil, objstore.ErrUnavailable
-		}
-		if b := t.cache.peek(k); b != nil {
+		if b := t.cache.peek(c.chunkKey); b != nil {
 			return b, nil // another's GET ended between the look above and here
 		}
-		probe, err := w.reads.allow(time.Now())
-		if err == nil {
-			return t.get(w, store, k)
+		store, err := t.readable(w)
+		if err != nil {
+			return nil, err
 		}
-		if probe {
-			go t.tryRead(w, store) // it ends with the tier, or with GetTimeout
-		}
-		t.metrics.getsRefused.WithLabelValues(w.name).Inc()
-		return nil, fmt.Errorf("the store gives no answer and is tried every %v: %w", t.limits.ProbeInterval, err)
+		return t.get(w, store, c)
 	})
 }
 
+// readable returns a store to read from, or why not. One that gives no answer is
+// tried behind the reader's back.
+func (t *Tier) readable(w *writer) (objstore.Store, error) {
+	store := w.handle().Store
+	if store == nil {
+		return nil, objstore.ErrUnavailable
+	}
+	probe, err := w.reads.allow(time.Now())
+	if err == nil {
+		return store, nil
+	}
+	if probe {
+		go t.tryRead(w, store) // it ends with the tier, or with GetTimeout
+	}
+	t.metrics.getsRefused.WithLabelValues(w.name).Inc()
+	return nil, fmt.Errorf("the store gives no answer and is tried every %v: %w", t.limits.ProbeInterval, err)
+}
+
 // get reads a chunk and keeps it.
-func (t *Tier) get(w *writer, store objstore.Store, k chunkKey) ([]byte, error) {
+func (t *Tier) get(w *writer, store objstore.Store, c chunk) ([]byte, error) {
 	// Detached: whoever asked first may leave, the others still wait.
 	ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout)
 	defer cancel()
 	t.metrics.gets.Inc()
-	key := ObjectKey(k.id, k.audit)
-	b, err := store.Get(ctx, key, int64(k.index)*t.limits.ChunkBytes, t.limits.ChunkBytes)
+	key := c.object()
+	b, err := store.Get(ctx, key, c.from, c.length)
 	t.noteRead(w, store, key, err)
 	if err != nil {
 		return nil, err
 	}
-	t.cache.add(k, b, t.isRecent(k.id))
+	t.cache.add(c.chunkKey, b, c.kind != segmentObject && t.isRecent(c.id))
 	return b, nil
 }
 
@@ -385,41 +474,87 @@ func (t *Tier) isRecent(id ulid.ULID) bool {
 // admit puts an object of our own into the cache.
 func (t *Tier) admit(store string, obj *object) {
 	size := int(t.limits.ChunkBytes)
-	for i := 0; i*size < len(obj.buf); i++ {
-		end := min((i+1)*size, len(obj.buf))
-		chunk := obj.buf[i*size : end : end]
+	k := walObject
+	if obj.audit {
+		k = auditObject
+	}
+	for from := 0; from < len(obj.buf); from += size {
+		end := min(from+size, len(obj.buf))
+		chunk := obj.buf[from:end:end]
 		if len(chunk) < len(obj.buf) {
 			chunk = slices.Clone(chunk) // else one chunk would hold all of the object
 		}
-		t.cache.add(chunkKey{store, obj.audit, obj.id, uint32(i)}, chunk, true)
+		t.cache.add(chunkKey{store: store, kind: k, id: obj.id, from: int64(from)}, chunk, true)
 	}
 }
 
-// readAhead starts to read the first objects of an answer, before its batches
-// are asked for one after the other.
-func (t *Tier) readAhead(pieces []*storedPiece, chunks int) {
+// readAhead starts to read the first chunks of an answer, before its batches are
+// asked for one after the other; and what a reader who goes on will want next.
+func (t *Tier) readAhead(tp tiers.TopicPartition, pieces []*storedPiece, chunks int) {
 	started := 0
 	var last chunkKey
-	for _, p := range pieces {
+	for i, p := range pieces {
 		if started >= chunks {
 			return
 		}
-		for _, k := range t.chunks(p.writer, p.ref) {
-			if k == last || t.cache.peek(k) != nil {
+		at := t.walPlace(p.writer, p.ref)
+		if p.old() && !t.holds(at) {
+			better, what := t.known(p.writer, tp, p.ref)
+			if what == unknown {
+				// What stands behind it lies behind it: one look is enough.
+				t.goAhead(func() { t.lookAhead(p) })
+				return
+			}
+			if what == inSegment {
+				at = better
+			}
+			if what == inSegment && i == len(pieces)-1 && p.pastMiddle(at) && t.goAhead(func() { t.readOn(p, better) }) {
+				started++
+			}
+		}
+		for _, c := range at.chunks {
+			if c.chunkKey == last || t.cache.peek(c.chunkKey) != nil {
 				continue
 			}
-			last = k
+			last = c.chunkKey
 			select {
 			case t.ahead <- struct{}{}:
 			default:
 				return
 			}
 			started++
-			fetched := t.fetch(p.writer, k) // begins here, so that it is never late
+			fetched := t.fetch(p.writer, c) // begins here, so that it is never late
 			go func() {
 				<-fetched // whoever needs it gets the error
 				<-t.ahead
 			}()
+		}
+	}
+}
+
+// goAhead does something ahead of need, if there is room for it.
+func (t *Tier) goAhead(fn func()) bool {
+	select {
+	case t.ahead <- struct{}{}:
+		go func() {
+			defer func() { <-t.ahead }()
+			fn()
+		}()
+		return true
+	default:
+		return false
+	}
+}
+
+// lookAhead finds the segment of a batch and reads the chunk; or the WAL object's.
+func (t *Tier) lookAhead(p *storedPiece) {
+	at, ok, _ := t.locate(t.ctx, p.writer, p.tp, p.ref, seldom)
+	if !ok {
+		at = t.walPlace(p.writer, p.ref)
+	}
+	for _, c := range at.chunks {
+		if t.cache.peek(c.chunkKey) == nil {
+			<-t.fetch(p.writer, c) // whoever needs it gets the error
 		}
 	}
 }

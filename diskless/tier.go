@@ -44,6 +44,7 @@ type Limits struct {
 	InlineBytesTotal   int64         // and until all stores take objects in time again
 	MaxPlaceholderAge  time.Duration // of the object, when its placeholder is forwarded
 	RecentObjects      time.Duration // objects younger than this are cached apart from catch-up reads
+	SegmentAge         time.Duration // objects older than this are looked for in segments first
 	ProbeInterval      time.Duration // between probes of a store that failed; grows when it fails again at once
 	InlineThresholdPct int           // a batch goes inline when it is smaller than its placeholder times this / 100
 }
@@ -64,6 +65,7 @@ func DefaultLimits() Limits {
 		InlineBytesTotal:   8 << 30,
 		MaxPlaceholderAge:  10 * time.Minute,
 		RecentObjects:      2 * time.Minute,
+		SegmentAge:         12 * time.Minute,
 		ProbeInterval:      time.Second,
 		InlineThresholdPct: 400,
 	}
@@ -89,6 +91,7 @@ func (l Limits) withDefaults() Limits {
 	def(&l.ReadAhead, d.ReadAhead)
 	def(&l.MaxPlaceholderAge, d.MaxPlaceholderAge)
 	def(&l.RecentObjects, d.RecentObjects)
+	def(&l.SegmentAge, d.SegmentAge)
 	def(&l.ProbeInterval, d.ProbeInterval)
 	def(&l.InlineThresholdPct, d.InlineThresholdPct)
 	return l
@@ -121,6 +124,7 @@ type Tier struct {
 	sealer     *sealer
 	retries    *retries
 	cache      *cache
+	found      *indexes
 	loads      singleflight.Group
 	ahead      chan struct{} // one for each read ahead of need
 	maxAhead   int           // of one partition of an answer
@@ -162,6 +166,7 @@ func New(opt Options) (*Tier, error) {
 	t.sealer = newSealer(float64(t.limits.EarlyPutsPerSec))
 	t.metrics = newMetrics(opt.Metrics, t.budget)
 	t.cache = newCache(t.limits.CacheBytes, t.metrics)
+	t.found = newIndexes(t.limits.CacheBytes/indexShare, t.metrics)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	for name, h := range opt.Stores {
 		t.AddStore(name, h)
