@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/cost"
 	"github.com/sluice-kafka/sluice/diskless"
+	"github.com/sluice-kafka/sluice/diskless/audit"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
@@ -298,6 +299,7 @@ func registered(t *testing.T) map[string]metric {
 	objstore.NewMeters(reg)
 	server.NewMemoryGauge(reg, config.Limits{})
 	server.NewLogMetrics(reg)
+	audit.NewMetrics(reg)
 	server.NewCertificates(zerolog.Nop(), reg)
 	routes, err := router.New(nil, map[string]tiers.Class{"control": {Name: "control"}}, "control")
 	if err != nil {

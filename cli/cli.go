@@ -118,7 +118,8 @@ First steps:
   sluice cost                       what does it save, and what does it cost?
   sluice advise                     which topics should go where, by what they do now?
   sluice fsck -c sluice.yaml        can everything in object storage be read?
-  sluice copy -c sluice.yaml        the way out: topics, payloads resolved, as plain ones`
+  sluice copy -c sluice.yaml        the way out: topics, payloads resolved, as plain ones
+  sluice audit verify               is what audit topics hold as it was written?`
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -132,7 +133,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newCopy(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newCopy(), newAudit(), newDev(), newVersion())
 	return root
 }
 

@@ -34,6 +34,7 @@ type Config struct {
 
 	Quotas       Quotas
 	Placeholders Placeholders
+	Audit        Audit
 	Limits       Limits
 	Log          Log
 }
@@ -140,6 +141,14 @@ var lockModes = []string{LockNone, LockGovernance, LockCompliance}
 
 // Locks reports whether audit objects are locked.
 func (s Store) Locks() bool { return s.Lock == LockGovernance || s.Lock == LockCompliance }
+
+// Audit is how the logs of audit classes' topics are archived.
+type Audit struct {
+	Archive        bool
+	Every          time.Duration // between passes over all partitions
+	ObjectSize     int64         // bytes of batches at which an archive object is written
+	BytesPerSecond int64         // what a replica reads and writes for the archive
+}
 
 // Placeholders is how logs are looked into for placeholders, for the metrics.
 type Placeholders struct {

@@ -147,6 +147,11 @@ func schema() []key {
 		{path: "placeholders.every", kind: kindDuration, def: "1h", from: "1s", to: "168h", field: func(t target) any { return &t.Placeholders.Every }},
 		{path: "placeholders.fetches_per_second", kind: kindCount, def: "50", from: "1", to: "10000", metric: "sluice_topic_placeholders_looked_seconds", field: func(t target) any { return &t.Placeholders.FetchesPerSecond }},
 
+		{path: "audit.archive", kind: kindFlag, def: "true", field: func(t target) any { return &t.Audit.Archive }},
+		{path: "audit.every", kind: kindDuration, def: "10m", from: "1s", to: "168h", metric: "sluice_audit_behind_records", field: func(t target) any { return &t.Audit.Every }},
+		{path: "audit.object_size", kind: kindSize, def: "16MiB", from: "1MiB", to: "64MiB", metric: "sluice_audit_objects_total", field: func(t target) any { return &t.Audit.ObjectSize }},
+		{path: "audit.bytes_per_second", kind: kindSize, def: "32MiB", from: "64KiB", to: "1TiB", metric: "sluice_audit_bytes_total", field: func(t target) any { return &t.Audit.BytesPerSecond }},
+
 		{path: "limits.memory_bytes", kind: kindSize, def: "auto", auto: true, from: "128MiB", to: "16TiB", metric: "sluice_memory_limit_bytes", field: func(t target) any { return &t.Limits.MemoryBytes }},
 		{path: "limits.connections", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
 		{path: "limits.connections_per_ip", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},

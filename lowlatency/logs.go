@@ -67,6 +67,56 @@ type Aborted struct {
 	First      int64
 }
 
+// EpochEnd returns the largest leader epoch up to the given one that the leader's
+// log knows, and the offset behind its last record (OffsetForLeaderEpoch, KIP-320);
+// end is -1 when it knows none. A leader that has been replaced without knowing it
+// is an error, never an answer.
+func (c *Cluster) EpochEnd(ctx context.Context, l Log, epoch int32) (known int32, end int64, err error) {
+	fail := func(err error) (int32, int64, error) {
+		return 0, 0, fmt.Errorf("%s-%d: where leader epoch %d ends: %w", l.Topic, l.Partition, epoch, err)
+	}
+	meta := kmsg.NewPtrMetadataRequest()
+	topic := kmsg.NewMetadataRequestTopic()
+	topic.Topic = &l.Topic
+	meta.Topics = append(meta.Topics, topic)
+	resp, err := meta.RequestWith(ctx, c.client)
+	if err != nil {
+		return fail(err)
+	}
+	if len(resp.Topics) != 1 || resp.Topics[0].TopicID != l.ID {
+		return fail(errors.New("the topic has been deleted, or created anew"))
+	}
+	leader, current := int32(-1), int32(-1)
+	for _, p := range resp.Topics[0].Partitions {
+		if p.Partition == l.Partition {
+			leader, current = p.Leader, p.LeaderEpoch
+		}
+	}
+	if leader < 0 || current < epoch {
+		return fail(fmt.Errorf("the leader is %d, of epoch %d, by a broker that may not know the newest", leader, current))
+	}
+	req := kmsg.NewPtrOffsetForLeaderEpochRequest()
+	req.ReplicaID = -1
+	t := kmsg.NewOffsetForLeaderEpochRequestTopic()
+	t.Topic = l.Topic
+	p := kmsg.NewOffsetForLeaderEpochRequestTopicPartition()
+	p.Partition, p.CurrentLeaderEpoch, p.LeaderEpoch = l.Partition, current, epoch
+	t.Partitions = append(t.Partitions, p)
+	req.Topics = append(req.Topics, t)
+	answer, err := req.RequestWith(ctx, c.client.Broker(int(leader)))
+	if err != nil {
+		return fail(err)
+	}
+	if len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
+		return fail(errors.New("the broker's answer is about something else"))
+	}
+	got := answer.Topics[0].Partitions[0]
+	if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
+		return fail(err)
+	}
+	return got.LeaderEpoch, got.EndOffset, nil
+}
+
 // Fetch returns what a log holds from an offset on, at least one batch when
 // there is one, as the bytes that the broker stores.
 func (c *Cluster) Fetch(ctx context.Context, l Log, offset int64, maxBytes int32) ([]byte, error) {

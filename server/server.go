@@ -49,6 +49,7 @@ type Server struct {
 	tier    *diskless.Tier
 	proxy   *proxy.Proxy
 	admin   *admin.Server
+	stores  sync.Map // objstore.Store by name, those that are open
 
 	phase  atomic.Int32       // starting, running or draining; Health sees the fields above from running on
 	cancel context.CancelFunc // background work
@@ -188,6 +189,9 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	}
 	if cfg.Placeholders.Watch {
 		s.background(func() { s.watchLogs(background, cfg.Placeholders) })
+	}
+	if cfg.Audit.Archive {
+		s.background(func() { s.archiveLogs(background, cfg) })
 	}
 	s.phase.Store(running)
 	return s, nil

@@ -105,6 +105,7 @@ func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstor
 	if err != nil {
 		return err
 	}
+	s.stores.Store(st.Name, store)
 	s.tier.AddStore(st.Name, diskless.StoreHandle{Store: store, Ring: ring})
 	return nil
 }

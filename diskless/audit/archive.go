@@ -142,6 +142,9 @@ func (a *Archiver) Archive(ctx context.Context, t Target, l Log) (p Progress, er
 	return p, nil
 }
 
+// Forget frees what is remembered of a log that is another archiver's now.
+func (a *Archiver) Forget(store string, l Log) { a.forget(headKey{store, l.Chain()}) }
+
 func (a *Archiver) forget(key headKey) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

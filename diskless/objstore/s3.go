@@ -2,6 +2,7 @@ package objstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/binary"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -219,36 +221,43 @@ func (s *S3) CanLock(ctx context.Context) error {
 	return s.fault("object lock of", s.bucket, err)
 }
 
-// Versions implements Locker.
+// Versions implements Locker. Servers differ in the order in which they list
+// markers beside versions, so all are gathered first: some 200 bytes each.
 func (s *S3) Versions(ctx context.Context, prefix string, fn func(Version) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var same []Version // of one key, the newest first as they come
-	flush := func() error {
-		for i := len(same) - 1; i >= 0; i-- {
-			if err := fn(same[i]); err != nil {
-				return err
-			}
-		}
-		same = same[:0]
-		return nil
+	type listed struct {
+		Version
+		latest bool
 	}
+	var all []listed
 	for o := range s.client.ListObjects(ctx, s.bucket, minio.ListObjectsOptions{Prefix: s.prefix + prefix, Recursive: true, WithVersions: true}) {
 		if o.Err != nil {
 			return s.fault("list versions of", prefix, o.Err)
 		}
-		v := Version{Info{strings.TrimPrefix(o.Key, s.prefix), o.Size, o.LastModified}, o.VersionID, o.IsDeleteMarker}
-		if len(same) > 0 && same[0].Key != v.Key {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-		same = append(same, v)
+		all = append(all, listed{Version{Info{strings.TrimPrefix(o.Key, s.prefix), o.Size, o.LastModified}, o.VersionID, o.IsDeleteMarker}, o.IsLatest})
 	}
 	if err := ctx.Err(); err != nil {
 		return s.fault("list versions of", prefix, err)
 	}
-	return flush()
+	slices.Reverse(all) // the newest of a key was first
+	slices.SortStableFunc(all, func(a, b listed) int {
+		// Times are in seconds.
+		return cmp.Or(strings.Compare(a.Key, b.Key), a.LastModified.Compare(b.LastModified), cmp.Compare(btoi(a.latest), btoi(b.latest)))
+	})
+	for _, v := range all {
+		if err := fn(v.Version); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // LockOf implements Locker. It looks at a HEAD's answer, where S3 names the lock

@@ -78,6 +78,14 @@ func LockSuite(t *testing.T, open func(t *testing.T, rule objstore.LockRule) (ob
 			if err := remove("free/a", free[0].ID); err != nil {
 				t.Errorf("what is not locked cannot be removed: %v", err)
 			}
+			// Another key between them, with a marker only on one.
+			put(t, s, "locked/c", []byte("c"))
+			if err := s.Delete(t.Context(), "locked/c"); err != nil {
+				t.Fatal(err)
+			}
+			if all := versions(t, s, "locked/"); len(all) != 4 || all[2].Key != "locked/c" || all[2].Marker || !all[3].Marker {
+				t.Errorf("versions %+v", all)
+			}
 			// Hidden and overwritten, the first version is still there.
 			put(t, s, "locked/a", []byte("second"))
 			if err := s.Delete(t.Context(), "locked/a"); err != nil {
