@@ -274,7 +274,9 @@ func TestFetchLimits(t *testing.T) {
 		{"a later one must fit", 100, 100, []string{"P60;", "P60;"}, []int{60, 0}, 0},
 		{"one larger than its partition's limit waits for its turn", 1000, 100, []string{"P60;", "P500;", "P40;"}, []int{60, 0, 40}, 0},
 		{"ordinary batches count too", 100, 100, []string{"I70;", "P60;", "P1;"}, []int{4, 60, 1}, 0},
-		{"more ordinary bytes than the limit still leave one hydrated batch", 2, 100, []string{"I70;", "P60;", "P1;"}, []int{4, 60, 0}, 0},
+		{"more ordinary bytes than the limit are cut", 2, 100, []string{"I70;", "P60;", "P1;"}, []int{70, 0, 0}, 0},
+		{"also where there is nothing else", 2, 100, []string{"I70;I70;", "I60;"}, []int{70, 0}, 0},
+		{"and by a partition's limit", 1000, 2, []string{"I70;I70;", "P1;"}, []int{70, 1}, 0},
 		{"the proxy's own limit", 50 * mb, 50 * mb, []string{"P60;P60;", "P60;"}, []int{60, 0}, 100},
 		{"a client that asks for nothing gets one batch", 0, 0, []string{"P60;", "P60;"}, []int{60, 0}, 0},
 	} {

@@ -29,9 +29,10 @@ import (
 //   - No request asks a broker for more than one of its answers may hold.
 //   - Only brokers may fetch as a replica: refused.
 //   - Answers: every returned batch's header is looked at. When none may be a
-//     placeholder, the frame passes as it came. Otherwise placeholders are
-//     replaced by the original bytes, cut at the client's own limits, the
-//     partition that waited longest first; the first always gets one batch.
+//     placeholder, and the client asked for no less than there is, the frame
+//     passes as it came. Otherwise placeholders are replaced by the original
+//     bytes, cut at the client's own limits, the partition that waited longest
+//     first; the first always gets one batch.
 //   - An answer that has something to give waits HydrateGrace for the rest.
 //     Partitions that are late get no records and no error: their objects go on
 //     being read, and when they have come, those partitions are first and are
@@ -334,6 +335,7 @@ func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 	}
 	var work []*hydration
 	plain := 0 // bytes of partitions that need no hydration
+	cuts := r.limits.learnt && c.cutsInline(r, view)
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
 		if p.LeaderAt > 0 {
@@ -343,7 +345,8 @@ func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 		if p.From == p.To {
 			continue
 		}
-		if !c.p.opt.Payloads.Candidate(in.b[p.From:p.To]) {
+		candidate := c.p.opt.Payloads.Candidate(in.b[p.From:p.To])
+		if !candidate && !cuts {
 			plain += p.To - p.From
 			if r.limits.learnt {
 				c.sawInline(p)
@@ -351,10 +354,10 @@ func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 			continue
 		}
 		topic, ok := c.fetchedTopic(r, p)
-		if !ok {
+		if !ok && candidate {
 			c.fetchState.askLater(p.TopicID)
 		}
-		work = append(work, &hydration{part: p, topic: topic, failed: !ok})
+		work = append(work, &hydration{part: p, topic: topic, failed: candidate && !ok})
 	}
 	if len(work) == 0 && !view.Endpoints {
 		return nil, nil
@@ -385,6 +388,30 @@ func (c *conn) fetchedTopic(r *request, p *wire.FetchResultPartition) (string, b
 		return string(p.Topic), true
 	}
 	return c.p.topics.Get(p.TopicID)
+}
+
+// cutsInline reports whether ordinary batches must be cut too: the broker was
+// asked for more than a client that asks for little takes, and has given it.
+func (c *conn) cutsInline(r *request, view *wire.FetchResult) bool {
+	given := 0
+	s := &c.fetchState
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
+		if p.From == p.To {
+			continue
+		}
+		limit := s.partition(fetchKey{string(p.Topic), p.TopicID, p.Partition}).max
+		if limit <= 0 {
+			limit = r.limits.partition
+		}
+		given += p.To - p.From
+		if limit < minUpstream && p.To-p.From > int(limit) || r.limits.request < minUpstream && given > int(r.limits.request) {
+			return true
+		}
+	}
+	return false
 }
 
 // sawInline lifts the shrink of a partition that returns ordinary batches: a
