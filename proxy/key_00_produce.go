@@ -373,7 +373,7 @@ func (c *conn) refuseReserved(r *request) error {
 		return err
 	}
 	resp := kmsg.NewPtrProduceResponse()
-	message := "a record carries a header that is reserved by sluice; nothing of this request was written"
+	message := "a record carries a header that is reserved by sluice, or records cannot be decompressed; nothing of this request was written"
 	for _, t := range req.Topics {
 		topic := kmsg.NewProduceResponseTopic()
 		topic.Topic, topic.TopicID = t.Topic, t.TopicID
