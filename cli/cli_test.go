@@ -175,6 +175,7 @@ func TestHelpTeachesTheProduct(t *testing.T) {
 		{[]string{"bench", "--help"}, []string{"open loop", "--target", "--embedded", "exit code is 1", "sluice bench --print steady"}},
 		{[]string{"fsck", "--help"}, []string{"Exit codes: 0", "--orphans", "--resume", "sluice fsck -c sluice.yaml 'otel-*' --sample 5%"}},
 		{[]string{"copy", "--help"}, []string{"the way out", "sluice-copy-TARGET", "--offsets-map", "--skip-unreadable", "Exit codes: 0"}},
+		{[]string{"drain", "--help"}, []string{"never said by samples", "--wait", "--exact", "sluice copy", "Exit codes: 0"}},
 		{[]string{"version", "--help"}, []string{"Print the version"}},
 	} {
 		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {

@@ -269,7 +269,10 @@ func printStore(out io.Writer, s upkeep.FsckStore) {
 	fmt.Fprintf(out, "\nstore %s (%s): %s, %s; %s referred to, %s too young to tell, %s (%s)\n", s.Store, s.Where,
 		counted(s.Objects, "object"), humanize.IBytes(uint64(s.Bytes)), humanize.Comma(s.Referenced), humanize.Comma(s.Young), counted(s.Orphans, "orphan"), humanize.IBytes(uint64(s.OrphanBytes)))
 	if s.Audit > 0 {
-		fmt.Fprintf(out, "  under audit/: %s, %s\n", counted(s.Audit, "object"), humanize.IBytes(uint64(s.AuditBytes)))
+		fmt.Fprintf(out, "  of them under audit/: %s, %s\n", counted(s.Audit, "object"), humanize.IBytes(uint64(s.AuditBytes)))
+	}
+	if s.Archive > 0 {
+		fmt.Fprintf(out, "  archive of audit topics: %s; `sluice audit verify` proves it\n", counted(s.Archive, "object"))
 	}
 	const few = 20
 	for i, o := range s.OrphanList {

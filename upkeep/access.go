@@ -49,6 +49,15 @@ const (
 // Open reaches the cluster and the stores of a configuration. It writes nothing:
 // a prefix that no replica has claimed is an error.
 func Open(ctx context.Context, cfg *config.Config) (*Access, error) {
+	return open(ctx, cfg, cfg.Stores)
+}
+
+// OpenCluster is Open without the stores, for who looks at logs only.
+func OpenCluster(ctx context.Context, cfg *config.Config) (*Access, error) {
+	return open(ctx, cfg, nil)
+}
+
+func open(ctx context.Context, cfg *config.Config, used map[string]config.Store) (*Access, error) {
 	opt, err := server.ClusterOptions(cfg, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		return nil, err
@@ -62,7 +71,7 @@ func Open(ctx context.Context, cfg *config.Config) (*Access, error) {
 		return nil, fmt.Errorf("asking %s: %w; `sluice check --live` looks closer", strings.Join(cfg.Kafka.Bootstrap, ", "), err)
 	}
 	stores := map[string]diskless.StoreHandle{}
-	for name, st := range cfg.Stores {
+	for name, st := range used {
 		h, err := openStore(ctx, st, cluster.ClusterID())
 		if err != nil {
 			cluster.Close()
@@ -122,6 +131,10 @@ func limiter(perSecond float64, burst int) *rate.Limiter {
 	}
 	return rate.NewLimiter(rate.Limit(perSecond), max(1, burst))
 }
+
+// Pace waits so that something is done so often in a second; 0 is as often as one
+// likes.
+func Pace(perSecond float64) func(context.Context) error { return limiter(perSecond, 1).Wait }
 
 // spend waits until n may be spent, also when that is more than a burst.
 func spend(ctx context.Context, l *rate.Limiter, n int64) error {

@@ -567,7 +567,8 @@ func (p *partCopy) unreadable(ctx context.Context, first, last int64, why error)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	final := errors.Is(why, diskless.ErrUnverified) || errors.Is(why, objstore.ErrNotFound) || errors.Is(why, placeholder.ErrMismatch) || diskless.TooShort(why)
+	// Of the places where it may be, each has to have been asked.
+	final := !transient(why) && (errors.Is(why, diskless.ErrUnverified) || errors.Is(why, objstore.ErrNotFound) || errors.Is(why, placeholder.ErrMismatch) || diskless.TooShort(why))
 	if !final {
 		return why
 	}

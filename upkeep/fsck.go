@@ -424,14 +424,20 @@ func (c *fsck) load(ctx context.Context, it *item) (bad *finding, err error) {
 	}
 	kind, detail := Unavailable, loadErr.Error()
 	switch {
-	case errors.Is(loadErr, objstore.ErrNotFound):
-		kind, detail = Missing, "the store has no such object"
+	case transient(loadErr):
+		// Of the places where it may be, one could not be asked.
+		if err := c.answers(ctx, it.store); err != nil {
+			return nil, err
+		}
 	case diskless.TooShort(loadErr):
 		kind = Truncated
 		detail = fmt.Sprintf("the object is shorter than the %d bytes that its reference needs", it.ref.Offset+uint64(it.ref.Length))
 	case errors.Is(loadErr, placeholder.ErrMismatch):
 		_, why, _ := strings.Cut(loadErr.Error(), placeholder.ErrMismatch.Error()+": ")
+		why, _, _ = strings.Cut(why, "\n")
 		kind, detail = Garbled, fmt.Sprintf("%v (%s)", placeholder.ErrMismatch, why)
+	case errors.Is(loadErr, objstore.ErrNotFound):
+		kind, detail = Missing, "the store has no such object"
 	default:
 		// One object, or the whole store?
 		if err := c.answers(ctx, it.store); err != nil {

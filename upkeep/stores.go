@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/diskless"
+	auditlog "github.com/sluice-kafka/sluice/diskless/audit"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
 )
@@ -25,6 +26,7 @@ type FsckStore struct {
 	Bytes       int64          `json:"bytes"`
 	Audit       int64          `json:"audit_objects"` // among them
 	AuditBytes  int64          `json:"audit_bytes"`
+	Archive     int64          `json:"archive_objects"` // of audit topics' logs: sluice audit verify
 	Referenced  int64          `json:"referenced_objects"`
 	Young       int64          `json:"young_objects"` // their placeholders may yet be written
 	Orphans     int64          `json:"orphans"`       // nothing refers to them
@@ -83,6 +85,10 @@ func (c *fsck) lookAtStore(ctx context.Context, name string, store objstore.Stor
 		}
 		if w, ok := segment.ParseWindowKey(i.Key); ok {
 			windows = append(windows, w)
+			return nil
+		}
+		if strings.HasPrefix(i.Key, auditlog.Prefix) {
+			s.Archive++ // `sluice audit verify` proves it
 			return nil
 		}
 		id, audit, ok := diskless.ParseObjectKey(i.Key)
