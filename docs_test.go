@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-kafka/sluice/cost"
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/audit"
+	"github.com/sluice-kafka/sluice/diskless/compactor"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
@@ -297,7 +298,8 @@ func registered(t *testing.T) map[string]metric {
 	}
 	defer tier.Close(t.Context())
 	objstore.NewMeters(reg)
-	server.NewMemoryGauge(reg, config.Limits{})
+	server.NewMemoryGauge(reg, config.Limits{}, config.Compaction{})
+	compactor.NewMetrics(reg)
 	server.NewLogMetrics(reg)
 	audit.NewMetrics(reg)
 	server.NewCertificates(zerolog.Nop(), reg)

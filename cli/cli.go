@@ -133,7 +133,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newCopy(), newDrain(), newAudit(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newCopy(), newDrain(), newCompact(), newAudit(), newDev(), newVersion())
 	return root
 }
 

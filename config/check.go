@@ -34,6 +34,7 @@ func (p *parser) check() {
 		p.class(name)
 	}
 	p.rules()
+	p.compaction()
 	p.memory()
 	p.usedClasses()
 }

@@ -35,6 +35,7 @@ type Config struct {
 	Quotas       Quotas
 	Placeholders Placeholders
 	Audit        Audit
+	Compaction   Compaction
 	Limits       Limits
 	Log          Log
 }
@@ -155,6 +156,17 @@ type Placeholders struct {
 	Watch            bool
 	Every            time.Duration
 	FetchesPerSecond int
+}
+
+// Compaction is how WAL objects become segments.
+type Compaction struct {
+	Enabled           bool          // in every replica; sluice compact does it all the same
+	Window            time.Duration // of time that is compacted as one
+	MinAge            time.Duration // since the end of a window; what is older is read from segments
+	MemoryBytes       int64
+	SegmentBytes      int64
+	BytesPerSecond    int64 // read and written together, per store; 0 is no limit
+	RequestsPerSecond int   // per store
 }
 
 // Quotas is what sluice does about the byte rates that Kafka grants: it applies

@@ -52,6 +52,7 @@ func TestTheIssuesExample(t *testing.T) {
 	want.Admin = "127.0.0.1:19644"
 	want.Stores["default"] = Store{Name: "default", URL: "s3://bucket/prefix", Scheme: "s3", Bucket: "bucket", Prefix: "prefix", Endpoint: "http://127.0.0.1:7070", PathStyle: true}
 	want.Limits.share(func(string) bool { return false })
+	want.Compaction.MemoryBytes = want.Limits.MemoryBytes / 16
 	want.DefaultClass = "control"
 	want.Rules = []router.Rule{
 		{Patterns: []string{"payments*"}, Class: "control", Line: 13},

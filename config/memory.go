@@ -13,6 +13,9 @@ import (
 	"strings"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // Shares of limits.memory_bytes, in sixteenths. What they leave is for objects
@@ -25,6 +28,7 @@ const (
 	writeShare    = 1
 	cacheShare    = 2
 	readShare     = 1 // GETs under way; it has no key
+	compactShare  = 1
 )
 
 const (
@@ -45,7 +49,7 @@ const (
 // ReadBytes is what GETs under way may take.
 func (l Limits) ReadBytes() int64 { return l.MemoryBytes / shares * readShare }
 
-// HeldBytes is the most that all budgets together can hold.
+// HeldBytes is the most that all budgets together can hold, without compaction.
 func (l Limits) HeldBytes() int64 {
 	return l.RequestMemoryBytes + l.ResponseMemoryBytes + growth*l.WriteBufferBytes + l.CacheBytes + l.ReadBytes()
 }
@@ -98,16 +102,52 @@ func (p *parser) memory() {
 		}
 		p.problem(at, memory.path+" is less than two frames of limits.frame_bytes", "half of it is the most that one frame may take: raise the first or lower the second")
 	}
-	if l.HeldBytes() <= l.MemoryBytes {
+	held := l.HeldBytes()
+	if c := &p.cfg.Compaction; c.Enabled {
+		held += c.MemoryBytes
+		parts = append(parts, struct {
+			path  string
+			bytes int64
+		}{"compaction.memory_bytes", c.MemoryBytes})
+	}
+	if held <= l.MemoryBytes {
 		return
 	}
 	for _, part := range parts {
 		if p.has(part.path) {
-			p.problem(part.path, fmt.Sprintf("the limits allow %s, and limits.memory_bytes is %s", humanize.IBytes(uint64(l.HeldBytes())), humanize.IBytes(uint64(l.MemoryBytes))),
-				"lower it or raise limits.memory_bytes: request_memory_bytes, response_memory_bytes, cache_bytes, twice write_buffer_bytes and a sixteenth for reads have to fit; by default each is a share")
+			p.problem(part.path, fmt.Sprintf("the limits allow %s, and limits.memory_bytes is %s", humanize.IBytes(uint64(held)), humanize.IBytes(uint64(l.MemoryBytes))),
+				"lower it or raise limits.memory_bytes: request_memory_bytes, response_memory_bytes, cache_bytes, twice write_buffer_bytes, compaction.memory_bytes and a sixteenth for reads have to fit; by default each is a share")
 			return
 		}
 	}
+}
+
+// objectsAtOnce have to fit into compaction's memory, or it can do nothing.
+const objectsAtOnce = 2
+
+// compaction fills in what it may take, and looks whether it can work with that.
+func (p *parser) compaction() {
+	p.cfg.Limits.share(p.has)
+	c := &p.cfg.Compaction
+	largest, class := int64(0), ""
+	for _, name := range append([]string{p.cfg.DefaultClass}, ruleClasses(p.cfg.Rules)...) {
+		if used, ok := p.cfg.Classes[name]; ok && used.Tier == tiers.Diskless && !used.Audit && used.ObjectSize > largest {
+			largest, class = used.ObjectSize, name
+		}
+	}
+	if !p.has("compaction.memory_bytes") {
+		c.MemoryBytes = max(p.cfg.Limits.MemoryBytes/shares*compactShare, objectsAtOnce*largest)
+	}
+	if c.Enabled && c.MemoryBytes < objectsAtOnce*largest {
+		p.problem("compaction.memory_bytes", fmt.Sprintf("compaction.memory_bytes is less than %d objects of the class %s", objectsAtOnce, class), "raise it to some times its object_size, or lower that, or write compaction.enabled: false")
+	}
+}
+
+func ruleClasses(rules []router.Rule) (names []string) {
+	for _, r := range rules {
+		names = append(names, r.Class)
+	}
+	return names
 }
 
 const (

@@ -140,6 +140,14 @@ func schema() []key {
 		{path: "classes.*.on_outage", kind: kindChoice, def: tiers.Wait, oneOf: []string{tiers.Wait, tiers.Reject}, live: true, field: func(t target) any { return &t.class.OnOutage }},
 		{path: "classes.*.on_delete", kind: kindChoice, def: tiers.Ignore, oneOf: []string{tiers.Ignore, tiers.Refuse}, live: true, field: func(t target) any { return &t.class.OnDelete }},
 
+		{path: "compaction.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Compaction.Enabled }},
+		{path: "compaction.window", kind: kindDuration, def: "10m", from: "1s", to: "1h", field: func(t target) any { return &t.Compaction.Window }},
+		{path: "compaction.min_age", kind: kindDuration, def: "12m", from: "1s", to: "168h", metric: "sluice_compaction_behind_seconds", field: func(t target) any { return &t.Compaction.MinAge }},
+		{path: "compaction.memory_bytes", kind: kindSize, derived: "a sixteenth of `limits.memory_bytes`, at least two objects", from: "1MiB", to: "1TiB", metric: "sluice_memory_limit_bytes", field: func(t target) any { return &t.Compaction.MemoryBytes }},
+		{path: "compaction.segment_bytes", kind: kindSize, def: "64MiB", from: "64KiB", to: "1GiB", metric: "sluice_compaction_segments_total", field: func(t target) any { return &t.Compaction.SegmentBytes }},
+		{path: "compaction.bytes_per_second", kind: kindSize, def: "64MiB", from: "0B", to: "1TiB", metric: "sluice_compaction_bytes_total", field: func(t target) any { return &t.Compaction.BytesPerSecond }},
+		{path: "compaction.requests_per_second", kind: kindCount, def: "100", from: "1", to: "10000", metric: "sluice_compaction_objects_total", field: func(t target) any { return &t.Compaction.RequestsPerSecond }},
+
 		{path: "quotas.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Quotas.Enabled }},
 		{path: "quotas.refresh", kind: kindDuration, def: "10s", from: "1s", to: "1h", field: func(t target) any { return &t.Quotas.Refresh }},
 

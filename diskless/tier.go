@@ -249,6 +249,19 @@ func (t *Tier) Status() []StoreStatus {
 	return out
 }
 
+// Busy reports whether a store, or this replica's producers, leave no room for
+// what can wait: the store fails or gives no answer, or half of what may be
+// written at a time is.
+func (t *Tier) Busy(name string) bool {
+	w := t.writer(name)
+	if w.reads.state() != nil || len(w.puts) > cap(w.puts)/2 || t.buffered.Load() > t.limits.BufferBytes/2 {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failing || len(w.parked) > 0
+}
+
 // closeGrace is how long Close waits for a store that does not heed the end of
 // a request's context.
 const closeGrace = 5 * time.Second

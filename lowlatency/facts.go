@@ -168,7 +168,7 @@ func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.Topi
 		f.asked++
 		asked := f.asked
 		f.mu.Unlock()
-		resources, err := f.describe(ctx, some)
+		resources, err := f.describe(ctx, some, cleanupPolicy, maxMessageBytes, remoteStorage)
 		if err != nil {
 			if ctx.Err() == nil {
 				f.c.metrics.factErrors.Inc()
@@ -196,14 +196,14 @@ func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.Topi
 }
 
 // describe sends one DescribeConfigs.
-func (f *facts) describe(ctx context.Context, topics []string) ([]kmsg.DescribeConfigsResponseResource, error) {
+func (f *facts) describe(ctx context.Context, topics []string, configs ...string) ([]kmsg.DescribeConfigsResponseResource, error) {
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
 	req := kmsg.NewPtrDescribeConfigsRequest()
 	for _, t := range topics {
 		r := kmsg.NewDescribeConfigsRequestResource()
 		r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, t
-		r.ConfigNames = []string{cleanupPolicy, maxMessageBytes, remoteStorage}
+		r.ConfigNames = configs
 		req.Resources = append(req.Resources, r)
 	}
 	resp, err := f.ask(ctx, req)

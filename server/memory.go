@@ -11,16 +11,21 @@ import (
 )
 
 // NewMemoryGauge shows how limits.memory_bytes is divided.
-func NewMemoryGauge(reg prometheus.Registerer, l config.Limits) {
+func NewMemoryGauge(reg prometheus.Registerer, l config.Limits, c config.Compaction) {
 	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_memory_limit_bytes", Help: "Bytes that each part of the memory may take."}, []string{"part"})
 	reg.MustRegister(g)
+	compaction := int64(0)
+	if c.Enabled {
+		compaction = c.MemoryBytes
+	}
 	for part, n := range map[string]int64{
-		"all":      l.MemoryBytes,
-		"request":  l.RequestMemoryBytes,
-		"response": l.ResponseMemoryBytes,
-		"write":    l.WriteBufferBytes,
-		"cache":    l.CacheBytes,
-		"read":     l.ReadBytes(),
+		"compaction": compaction,
+		"all":        l.MemoryBytes,
+		"request":    l.RequestMemoryBytes,
+		"response":   l.ResponseMemoryBytes,
+		"write":      l.WriteBufferBytes,
+		"cache":      l.CacheBytes,
+		"read":       l.ReadBytes(),
 	} {
 		g.WithLabelValues(part).Set(float64(n))
 	}

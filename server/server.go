@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-kafka/sluice/admin"
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless"
+	"github.com/sluice-kafka/sluice/diskless/compactor"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
@@ -47,6 +48,8 @@ type Server struct {
 	certs   *Certificates
 	cluster *lowlatency.Cluster
 	tier    *diskless.Tier
+	compact *compactor.Metrics // nil: it is off
+	turn    sync.Mutex         // of the compactors
 	proxy   *proxy.Proxy
 	admin   *admin.Server
 	stores  sync.Map // objstore.Store by name, those that are open
@@ -114,7 +117,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	s.background(func() { s.cluster.Run(background) })
 
 	l := cfg.Limits
-	NewMemoryGauge(s.metrics, l)
+	NewMemoryGauge(s.metrics, l, cfg.Compaction)
 	s.tier, err = diskless.New(diskless.Options{
 		ClusterID: s.cluster.ClusterID(),
 		Limits: diskless.Limits{
@@ -127,12 +130,16 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			GetTimeout:        l.HydrateTimeout, // nobody waits longer for it
 			InlineBytesPerSec: l.InlineBytesPerSecond,
 			InlineBytesTotal:  l.InlineBytesTotal,
+			SegmentAge:        cfg.Compaction.MinAge,
 		},
 		Logger:  opt.Logger,
 		Metrics: s.metrics,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Compaction.Enabled {
+		s.compact = compactor.NewMetrics(s.metrics)
 	}
 	if err := s.openStores(ctx, background); err != nil {
 		return nil, err

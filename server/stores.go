@@ -66,7 +66,7 @@ func (s *Server) openStores(ctx, background context.Context) error {
 	var opened errgroup.Group
 	for _, st := range s.config.Stores {
 		opened.Go(func() error {
-			err := s.openStore(ctx, st, meters)
+			err := s.openStore(ctx, background, st, meters)
 			switch {
 			case err == nil:
 				return nil
@@ -84,7 +84,7 @@ func (s *Server) openStores(ctx, background context.Context) error {
 
 // openStore hands a store to the diskless tier when it is there and this
 // cluster's.
-func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstore.Meters) error {
+func (s *Server) openStore(ctx, background context.Context, st config.Store, meters *objstore.Meters) error {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	l := s.config.Limits
@@ -107,6 +107,9 @@ func (s *Server) openStore(ctx context.Context, st config.Store, meters *objstor
 	}
 	s.stores.Store(st.Name, store)
 	s.tier.AddStore(st.Name, diskless.StoreHandle{Store: store, Ring: ring})
+	if s.compact != nil {
+		return s.startCompactor(background, st, meters)
+	}
 	return nil
 }
 
@@ -122,7 +125,7 @@ func (s *Server) keepOpening(ctx context.Context, st config.Store, meters *objst
 		case <-ctx.Done():
 			return
 		}
-		err := s.openStore(ctx, st, meters)
+		err := s.openStore(ctx, ctx, st, meters)
 		switch {
 		case err == nil:
 			s.log.Info().Str("store", st.Name).Msg("the store can be used now")

@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -93,9 +95,12 @@ type Options struct {
 	Busy func() bool
 	// Progress is called after each window; nil is nobody.
 	Progress func(Progress)
-	Limits   Limits
-	Logger   zerolog.Logger
-	Metrics  *Metrics
+	// Turn, when it is not nil, is held while a window is worked on: compactors
+	// that share it have the memory of one.
+	Turn    sync.Locker
+	Limits  Limits
+	Logger  zerolog.Logger
+	Metrics *Metrics
 }
 
 // Progress is what a compactor has done since it was made.
@@ -106,6 +111,8 @@ type Progress struct {
 	Read    int64     // bytes of WAL objects
 	Written int64     // bytes of segments
 	Waiting int       // windows that others work on
+	Damaged int       // WAL objects that were left as they are
+	Backlog int       // WAL objects that this pass looks at; only when somebody is told
 }
 
 // Compactor works on one store.
@@ -123,7 +130,8 @@ type Compactor struct {
 	settled   string             // all WAL objects up to this key are
 	rescanned time.Time
 	now       Progress
-	held      *claim // to be kept fresh; nil between windows
+	skipped   atomic.Int32 // WAL objects
+	held      *claim       // to be kept fresh; nil between windows
 }
 
 // requestTimeout is for 64 MiB at half a megabyte a second.
@@ -192,6 +200,13 @@ func (c *Compactor) Pass(ctx context.Context) error {
 	c.now.Waiting = 0
 	ripe := time.Now().Add(-c.limits.MinAge)
 	after, settling := c.settled, true
+	if c.opt.Progress != nil {
+		left, err := c.backlog(ctx, ripe)
+		if err != nil {
+			return fmt.Errorf("listing WAL objects: %w", err)
+		}
+		c.now.Backlog = c.now.Objects + left
+	}
 	behind := time.Time{}
 	defer func() {
 		age := 0.0
@@ -237,9 +252,8 @@ func (c *Compactor) Pass(ctx context.Context) error {
 // Progress is what has been done so far.
 func (c *Compactor) Progress() Progress { return c.now }
 
-// Backlog counts the WAL objects that the next pass looks at, compacted or not.
-func (c *Compactor) Backlog(ctx context.Context) (objects int, err error) {
-	ripe := time.Now().Add(-c.limits.MinAge)
+// backlog counts the WAL objects that a pass looks at, compacted or not.
+func (c *Compactor) backlog(ctx context.Context, ripe time.Time) (objects int, err error) {
 	err = c.objects(ctx, c.settled, func(o object) error {
 		if _, end := c.slot(o.id); end.After(ripe) {
 			return errEnough
@@ -341,6 +355,10 @@ func (c *Compactor) window(ctx context.Context, w window) (done bool, err error)
 		return false, err
 	}
 	defer c.release(ctx)
+	if c.opt.Turn != nil {
+		c.opt.Turn.Lock()
+		defer c.opt.Turn.Unlock()
+	}
 	// Somebody may have finished between the two.
 	if left, err = c.uncovered(ctx, w); err != nil {
 		return false, err

@@ -150,12 +150,13 @@ func (c *Compactor) readAll(ctx context.Context, objects []object) ([]read, erro
 			c.damaged[objects[i].id] = true
 		}
 	}
+	c.now.Damaged = int(c.skipped.Load())
 	return whole, err
 }
 
 // read returns nil for an object that is damaged or gone.
 func (c *Compactor) read(ctx context.Context, o object) (*read, error) {
-	if o.size > c.limits.inputs() {
+	if o.size > c.limits.MemoryBytes*3/4 {
 		c.skip(o, fmt.Errorf("it has %d bytes: raise compaction.memory_bytes to twice that", o.size))
 		return nil, nil
 	}
@@ -198,6 +199,7 @@ func whole(b wire.Batch, length, crc uint32) bool {
 }
 
 func (c *Compactor) skip(o object, err error) {
+	c.skipped.Add(1)
 	c.metrics.damaged.WithLabelValues(c.opt.Name).Inc()
 	c.log.Error().Err(err).Str("store", c.opt.Name).Str("object", o.key()).
 		Msg("a WAL object is not whole and stays as it is; its neighbours are compacted; sluice fsck tells which records it holds")
