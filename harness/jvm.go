@@ -50,7 +50,13 @@ func StartJavaClients(t testing.TB, version string) *JVM {
 
 func startJVM(t testing.TB, dir, cp, log4j string) *JVM {
 	t.Helper()
-	classes, err := javaClasses()
+	newest, err := Classpath(DefaultKafka)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Older releases have what is used of them, too, and Java looks for a class when
+	// it needs it.
+	classes, err := javaClasses("java", newest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,15 +75,10 @@ func startJVM(t testing.TB, dir, cp, log4j string) *JVM {
 	return j
 }
 
-// javaClasses compiles harness/java, once for each state of the sources, against
-// DefaultKafka: older releases have what is used of them, too, and Java looks for
-// a class when it needs it.
-func javaClasses() (string, error) {
-	cp, err := Classpath(DefaultKafka)
-	if err != nil {
-		return "", err
-	}
-	sources, err := filepath.Glob(filepath.Join(root(), "harness", "java", "*.java"))
+// javaClasses compiles a folder's programs, once for each state of the sources,
+// with a class path of DefaultKafka.
+func javaClasses(folder, cp string) (string, error) {
+	sources, err := filepath.Glob(filepath.Join(root(), "harness", folder, "*.java"))
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +90,7 @@ func javaClasses() (string, error) {
 		}
 		sum.Write(b)
 	}
-	dir := filepath.Join(cacheDir(), "java-"+DefaultKafka+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
+	dir := filepath.Join(cacheDir(), folder+"-classes-"+DefaultKafka+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
 	return dir, once(dir, func(tmp string) error {
 		javac, err := need("javac", "install a JDK 17 or newer (Debian: apt-get install openjdk-17-jdk-headless)")
 		if err != nil {

@@ -52,6 +52,9 @@ type KafkaOptions struct {
 	Relays []string
 }
 
+// log4jProperties have Java log warnings to standard output.
+const log4jProperties = "rootLogger.level=warn\nrootLogger.appenderRef.o.ref=O\nappender.o.type=Console\nappender.o.name=O\nappender.o.layout.type=PatternLayout\nappender.o.layout.pattern=[%d] %p %m (%c)%n%throwable\n"
+
 // Admin is the user that brokers themselves are.
 const Admin = "admin"
 
@@ -208,6 +211,11 @@ func (k *Kafka) format(n *kafkaNode) error {
 		"group.share.heartbeat.interval.ms":                           "500",
 		"group.share.min.heartbeat.interval.ms":                       "500",
 		"group.share.min.record.lock.duration.ms":                     "1000", // for groups that ask for it
+		"group.streams.heartbeat.interval.ms":                         "500",
+		"group.streams.min.heartbeat.interval.ms":                     "500",
+		"group.streams.session.timeout.ms":                            "6000", // as little as the classic protocol allows
+		"group.streams.min.session.timeout.ms":                        "6000",
+		"group.streams.initial.rebalance.delay.ms":                    "0",
 		"log.cleaner.dedupe.buffer.size":                              "16777216",
 		"broker.rack":                                                 "rack-" + strconv.Itoa(int(n.id)),
 		"replica.selector.class":                                      "org.apache.kafka.common.replica.RackAwareReplicaSelector",
@@ -287,8 +295,7 @@ func (k *Kafka) format(n *kafkaNode) error {
 	if err := os.WriteFile(n.properties(), []byte(b.String()), 0o644); err != nil {
 		return err
 	}
-	log4j := "rootLogger.level=warn\nrootLogger.appenderRef.o.ref=O\nappender.o.type=Console\nappender.o.name=O\nappender.o.layout.type=PatternLayout\nappender.o.layout.pattern=[%d] %p %m (%c)%n%throwable\n"
-	if err := os.WriteFile(n.log4j(), []byte(log4j), 0o644); err != nil {
+	if err := os.WriteFile(n.log4j(), []byte(log4jProperties), 0o644); err != nil {
 		return err
 	}
 	return run(n.dir, "java", append(jvm(k.cp, n.log4j(), "-Xmx128m"), format...)...)

@@ -341,7 +341,7 @@ func (s *sniffer) metadata(resp *kmsg.MetadataResponse) {
 
 // tier checks that an id belongs to the tier that a topic's name asks for.
 func (s *sniffer) tier(where, topic string, id int32) {
-	if strings.Contains(topic, "compact") || strings.Contains(topic, "flip") {
+	if strings.Contains(topic, "compact") || strings.HasSuffix(topic, "-changelog") || strings.Contains(topic, "flip") {
 		return // their tier is not in their name
 	}
 	if strings.Contains(topic, "telemetry") && id < disklessBit || strings.Contains(topic, "control") && id >= disklessBit {
