@@ -144,7 +144,7 @@ byte. --export checks an export instead, without store or Kafka.
 Exit code 1 when anything is not as it was written.`,
 		Example: "  sluice audit verify -c sluice.yaml --json > heads.json\n  sluice audit verify -c sluice.yaml --expect heads.json\n  sluice audit verify --export ./export",
 		RunE: func(cmd *cobra.Command, topics []string) error {
-			expected, err := readExpected(expected, expectFile)
+			expected, err := readExpected(expected, expectFile, topics)
 			if err != nil {
 				return err
 			}
@@ -186,7 +186,9 @@ Exit code 1 when anything is not as it was written.`,
 	return cmd
 }
 
-func readExpected(hashes []string, file string) ([]string, error) {
+// readExpected returns the hashes to look for: those given, and those of the
+// chains' ends in an earlier output, of the topics that are looked at.
+func readExpected(hashes []string, file string, topics []string) ([]string, error) {
 	for i, h := range hashes {
 		hashes[i] = strings.ToLower(h)
 		if b, err := hex.DecodeString(h); err != nil || len(b) != 32 {
@@ -206,7 +208,7 @@ func readExpected(hashes []string, file string) ([]string, error) {
 	}
 	before := len(hashes)
 	for _, r := range earlier.Chains {
-		if r.Head != nil {
+		if r.Head != nil && (len(topics) == 0 || slices.Contains(topics, r.Topic)) {
 			hashes = append(hashes, r.Head.SHA256)
 		}
 	}

@@ -101,6 +101,21 @@ func TestAuditArchive(t *testing.T) {
 		Kafka: k.Bootstrap(), Store: lockingStore(t, s3, bucket), Default: "audit",
 		Extra: "classes:\n  audit: { linger: 20ms, on_delete: refuse }\naudit: { every: 1s }\n",
 	})
+	if _, out, _ := sluiceCommand(t, "check", "--live", "-c", s.File); !strings.Contains(out, "ok    store default (s3://ledger): object lock (compliance, 24h0m0s)") {
+		t.Errorf("check does not say that the bucket locks:\n%s", out)
+	}
+	config, err := os.ReadFile(s.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := strings.Replace(string(config), "s3://ledger", "s3://"+s3.Bucket, 1)
+	unlocked := filepath.Join(t.TempDir(), "unlocked.yaml")
+	if err := os.WriteFile(unlocked, []byte(open), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, _ := sluiceCommand(t, "check", "--live", "-c", unlocked); code != 1 || !strings.Contains(out, "there is no object lock") {
+		t.Errorf("check takes a bucket that cannot lock: %d\n%s", code, out)
+	}
 	createTopic(t, s.Bootstrap, topic, 2)
 	produce := func(cl *kgo.Client, size, n int) {
 		t.Helper()

@@ -105,7 +105,11 @@ func (a *archive) pass(ctx context.Context, only ...string) ([]audit.Seen, error
 	if err != nil {
 		errs = append(errs, err)
 	}
-	joined := map[string]error{}
+	type join struct {
+		at  time.Time
+		err error
+	}
+	joined := map[string]join{}
 	var seen []audit.Seen
 	for _, l := range logs {
 		name := stores[l.Topic]
@@ -120,10 +124,11 @@ func (a *archive) pass(ctx context.Context, only ...string) ([]audit.Seen, error
 				member = audit.NewMember()
 				a.members[name] = member
 			}
-			if _, ok := joined[name]; !ok {
-				joined[name] = member.Join(ctx, store, absentAfter*a.cfg.Audit.Every)
+			// Again when a pass takes long: others would think that this one is gone.
+			if time.Since(joined[name].at) >= a.cfg.Audit.Every {
+				joined[name] = join{time.Now(), member.Join(ctx, store, absentAfter*a.cfg.Audit.Every)}
 			}
-			if err := joined[name]; err != nil {
+			if err := joined[name].err; err != nil {
 				seen = append(seen, audit.Seen{Log: l, Err: err})
 				continue
 			}

@@ -207,6 +207,9 @@ func (a *Archiver) remember(key headKey, h *head) {
 // extend writes what the log holds behind the head.
 func (a *Archiver) extend(ctx context.Context, t Target, l Log, h *head, p *Progress) error {
 	d := &draft{a: a, t: t, log: l, head: h, p: p, at: h.next, first: h.next}
+	if h.next == l.End && l.Start <= h.next {
+		return nil // a log that was cut and has grown to here shows when it grows on
+	}
 	if h.next > 0 {
 		to, err := a.diverges(ctx, t, l, h)
 		if err != nil {

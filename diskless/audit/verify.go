@@ -231,6 +231,16 @@ type entry struct {
 	versions []objstore.Version // oldest first; nil where the store keeps none
 }
 
+// first is the version that was written first, nil when only markers are left.
+func (e entry) first() *objstore.Version {
+	for i, ver := range e.versions {
+		if !ver.Marker {
+			return &e.versions[i]
+		}
+	}
+	return nil
+}
+
 func (v *Verifier) entries(ctx context.Context, c Chain) (all []entry, err error) {
 	add := func(key string, ver *objstore.Version) error {
 		_, number, ok := parseKey(key)
@@ -308,18 +318,22 @@ func (v *Verifier) read(ctx context.Context, w *walker, e entry) ([]byte, error)
 		return gone(v.Store.Get(ctx, e.key, 0, -1))
 	}
 	locker, _ := v.versions()
-	for _, ver := range e.versions[1:] {
+	first := e.first()
+	if first == nil {
+		w.r.find(e.key, w.next, "nothing is left of it but the marker of a deletion")
+		return nil, nil
+	}
+	for _, ver := range e.versions {
+		if ver.ID == first.ID {
+			continue
+		}
 		what := "was written over"
 		if ver.Marker {
 			what = "was deleted, and is hidden by a marker"
 		}
-		w.r.find(e.key, w.next, "it %s at %s; its first version (%s) is looked at here", what, ver.LastModified.UTC().Format(time.RFC3339), e.versions[0].ID)
+		w.r.find(e.key, w.next, "it %s at %s; its first version (%s) is looked at here", what, ver.LastModified.UTC().Format(time.RFC3339), first.ID)
 	}
-	if e.versions[0].Marker {
-		w.r.find(e.key, w.next, "nothing is left of it but the marker of a deletion")
-		return nil, nil
-	}
-	return gone(locker.GetVersion(ctx, e.key, e.versions[0].ID))
+	return gone(locker.GetVersion(ctx, e.key, first.ID))
 }
 
 // lock looks at whether an object is locked as it should be.
@@ -328,7 +342,7 @@ func (v *Verifier) lock(ctx context.Context, w *walker, e entry, h Header) error
 	if !ok {
 		return nil
 	}
-	lock, err := locker.LockOf(ctx, e.key, e.versions[0].ID)
+	lock, err := locker.LockOf(ctx, e.key, e.first().ID)
 	if err != nil {
 		return err
 	}

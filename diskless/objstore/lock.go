@@ -49,7 +49,9 @@ type Locker interface {
 	// CanLock returns nil when objects can be locked, ErrNoLock when they cannot.
 	CanLock(ctx context.Context) error
 	// Versions calls fn with every version of the objects of a prefix, in lexical
-	// order of keys, the oldest version of a key first. fn's error ends it.
+	// order of keys, the oldest version of a key first and the one that counts now
+	// last; where older markers stand among versions is the server's affair. fn's
+	// error ends it.
 	Versions(ctx context.Context, prefix string, fn func(Version) error) error
 	// LockOf returns the lock of a version.
 	LockOf(ctx context.Context, key, version string) (Lock, error)

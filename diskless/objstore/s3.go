@@ -242,8 +242,8 @@ func (s *S3) Versions(ctx context.Context, prefix string, fn func(Version) error
 	}
 	slices.Reverse(all) // the newest of a key was first
 	slices.SortStableFunc(all, func(a, b listed) int {
-		// Times are in seconds.
-		return cmp.Or(strings.Compare(a.Key, b.Key), a.LastModified.Compare(b.LastModified), cmp.Compare(btoi(a.latest), btoi(b.latest)))
+		// Not by their times: versitygw's change when another version comes on top.
+		return cmp.Or(strings.Compare(a.Key, b.Key), cmp.Compare(btoi(a.latest), btoi(b.latest)))
 	})
 	for _, v := range all {
 		if err := fn(v.Version); err != nil {
