@@ -15,7 +15,7 @@ var sluiceProgram = sync.OnceValues(func() (string, error) {
 	return out, err
 })
 
-// Sluice is `sluice serve` as a child process.
+// Sluice is a child process: `sluice serve`, or another command.
 type Sluice struct {
 	*Process
 	log string
@@ -24,12 +24,19 @@ type Sluice struct {
 // ServeSluice starts a replica and returns at once. It ends with the test.
 func ServeSluice(t testing.TB, config string) *Sluice {
 	t.Helper()
+	return StartSluice(t, "serve", "-c", config)
+}
+
+// StartSluice starts one of its commands and returns at once. It ends with the
+// test.
+func StartSluice(t testing.TB, args ...string) *Sluice {
+	t.Helper()
 	program, err := sluiceProgram()
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := filepath.Join(tempDir(t, "serve"), "sluice.log")
-	p, err := StartProcess("sluice", log, program, nil, "serve", "-c", config)
+	p, err := StartProcess("sluice", log, program, nil, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
