@@ -45,11 +45,14 @@ func TestAChainHoldsTheWholeLog(t *testing.T) {
 func TestArchiversDoNotForkAChain(t *testing.T) {
 	r := newRig(t)
 	r.fill(100)
+	// They overlap, and cut the log into different objects.
+	slow := &slowVault{r.vault}
+	r.store = slow
 	var wg sync.WaitGroup
-	for range 6 {
+	for i := range int64(6) {
 		wg.Go(func() {
-			for r.archiver(700) != nil {
-				p, err := r.archiver(700).Archive(t.Context(), r.target(), r.kafka.snapshot())
+			for {
+				p, err := r.archiver(500+100*i).Archive(t.Context(), r.target(), r.kafka.snapshot())
 				if err != nil {
 					t.Error(err)
 				}
@@ -60,10 +63,24 @@ func TestArchiversDoNotForkAChain(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	r.store = r.vault
 	r.sound()
 	if got, want := r.held(), r.appended(); !slices.Equal(got, want) {
 		t.Errorf("the chain holds %v, the log %v", got, want)
 	}
+}
+
+// slowVault takes a moment for each put.
+type slowVault struct{ *vault }
+
+func (s *slowVault) Put(ctx context.Context, key string, body []byte) error {
+	time.Sleep(time.Millisecond)
+	return s.vault.Put(ctx, key, body)
+}
+
+func (s *slowVault) PutIfAbsent(ctx context.Context, key string, body []byte) error {
+	time.Sleep(time.Millisecond)
+	return s.vault.PutIfAbsent(ctx, key, body)
 }
 
 // Whatever a request comes to, and whenever the archiver ends, the chain is the
@@ -315,6 +332,16 @@ var tamperings = []struct {
 		}
 	}, 0, "belongs elsewhere", false},
 	{"all hashes forged behind an altered record", false, func(r *rig, k []string) { r.forge(k, 4) }, -1, "", true},
+	{"an object taken out, and all behind it numbered and hashed anew", false, func(r *rig, k []string) {
+		previous := Hash(r.body(k[3]))
+		for i := 5; i < len(k); i++ {
+			h, batches, _ := parseHeader(r.body(k[i]))
+			h.Number, h.Previous = h.Number-1, previous
+			r.encode(k[i-1], h, batches)
+			previous = Hash(r.body(k[i-1]))
+		}
+		r.remove(k[8])
+	}, 4, "the object before it ends at", false},
 	{"garbage at the end", false, func(r *rig, k []string) { r.replace(r.chain().Key(9), []byte("garbage")) }, 9, "does not begin", false},
 
 	{"an object written over", true, func(r *rig, k []string) {
@@ -612,6 +639,10 @@ func TestExportTampering(t *testing.T) {
 				return out
 			})(dir)
 		},
+		"a bit that no CRC covers, in the last object": change(names[len(names)-1], func(b []byte) []byte {
+			b[bytes.IndexByte(b[len(magic):], '\n')+len(magic)+1+15] ^= 1
+			return b
+		}),
 		"a file outside": change(ManifestName, func(b []byte) []byte {
 			return bytes.Replace(b, []byte(`"objects/`), []byte(`"../objects/`), 1)
 		}),
