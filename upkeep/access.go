@@ -124,12 +124,13 @@ func (a *Access) Close() {
 // storeNames in order.
 func (a *Access) storeNames() []string { return slices.Sorted(maps.Keys(a.Stores)) }
 
-// limiter of something a second; 0 is no limit.
+// limiter of something a second, with bursts of a second's worth at most; 0 is no
+// limit.
 func limiter(perSecond float64, burst int) *rate.Limiter {
 	if perSecond <= 0 {
 		return rate.NewLimiter(rate.Inf, 0)
 	}
-	return rate.NewLimiter(rate.Limit(perSecond), max(1, burst))
+	return rate.NewLimiter(rate.Limit(perSecond), max(1, min(burst, int(min(perSecond, 1<<30)))))
 }
 
 // Pace waits so that something is done so often in a second; 0 is as often as one

@@ -233,8 +233,14 @@ func (c *copier) begin(ctx context.Context, t CopyTopic) (parts []*partCopy, err
 		return nil, fmt.Errorf("the target has %d partitions, the source %d: records keep their partitions, so name another target", len(targets), len(sources))
 	}
 	adm := kadm.NewClient(c.opt.Target.Client())
-	committed, err := adm.FetchOffsets(ctx, t.group())
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+	var committed kadm.OffsetResponses
+	err = persist(ctx, func() (bool, error) { // a coordinator may have to be found, or its topic made
+		if committed, err = adm.FetchOffsets(ctx, t.group()); errors.Is(err, kerr.GroupIDNotFound) {
+			err = nil
+		}
+		return isKafka(err) && !kerr.IsRetriable(err), err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("the target: reading the progress of group %s: %w", t.group(), err)
 	}
 	for i, src := range sources {
