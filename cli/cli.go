@@ -115,6 +115,7 @@ First steps:
   sluice check -c sluice.yaml       is the file right?  --live: and the world?
   sluice topics -c sluice.yaml      which topic goes where, and why
   sluice serve -c sluice.yaml       run
+  sluice gc -c sluice.yaml          delete from the store what nothing refers to
   sluice cost                       what does it save, and what does it cost?
   sluice advise                     which topics should go where, by what they do now?
   sluice fsck -c sluice.yaml        can everything in object storage be read?
@@ -133,7 +134,7 @@ func newRoot() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(usage)
-	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newFsck(), newCopy(), newDrain(), newCompact(), newAudit(), newDev(), newVersion())
+	root.AddCommand(newServe(), newCheck(), newTopics(), newCost(), newAdvise(), newBench(), newGC(), newFsck(), newCopy(), newDrain(), newCompact(), newAudit(), newDev(), newVersion())
 	return root
 }
 

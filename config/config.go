@@ -32,6 +32,7 @@ type Config struct {
 	Rules        []router.Rule
 	Classes      map[string]tiers.Class
 
+	GC           GC
 	Quotas       Quotas
 	Placeholders Placeholders
 	Audit        Audit
@@ -167,6 +168,16 @@ type Compaction struct {
 	SegmentBytes      int64
 	BytesPerSecond    int64 // read and written together, per store; 0 is no limit
 	RequestsPerSecond int   // per store
+}
+
+// GC is how objects are deleted to which nothing refers any more.
+type GC struct {
+	Enabled          bool
+	Every            time.Duration // between passes
+	MinAge           time.Duration // of an object, by the store's clock
+	Margin           time.Duration // from an object's time to when its placeholder is in a log or never will be
+	Grace            time.Duration // for which nothing has referred to it
+	DeletesPerSecond int           // per store
 }
 
 // Quotas is what sluice does about the byte rates that Kafka grants: it applies

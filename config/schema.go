@@ -148,6 +148,13 @@ func schema() []key {
 		{path: "compaction.bytes_per_second", kind: kindSize, def: "64MiB", from: "0B", to: "1TiB", metric: "sluice_compaction_bytes_total", field: func(t target) any { return &t.Compaction.BytesPerSecond }},
 		{path: "compaction.requests_per_second", kind: kindCount, def: "100", from: "1", to: "10000", metric: "sluice_compaction_objects_total", field: func(t target) any { return &t.Compaction.RequestsPerSecond }},
 
+		{path: "gc.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.GC.Enabled }},
+		{path: "gc.every", kind: kindDuration, def: "30m", from: "1m", to: "24h", metric: "sluice_gc_last_pass_seconds", field: func(t target) any { return &t.GC.Every }},
+		{path: "gc.min_age", kind: kindDuration, def: "12h", from: "1h", to: "8760h", metric: "sluice_gc_objects", field: func(t target) any { return &t.GC.MinAge }},
+		{path: "gc.margin", kind: kindDuration, def: "5h", from: "4h", to: "168h", metric: "sluice_gc_objects", field: func(t target) any { return &t.GC.Margin }},
+		{path: "gc.grace", kind: kindDuration, def: "1h", from: "10m", to: "168h", metric: "sluice_gc_objects", field: func(t target) any { return &t.GC.Grace }},
+		{path: "gc.deletes_per_second", kind: kindCount, def: "100", from: "1", to: "10000", metric: "sluice_gc_deleted_objects_total", field: func(t target) any { return &t.GC.DeletesPerSecond }},
+
 		{path: "quotas.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Quotas.Enabled }},
 		{path: "quotas.refresh", kind: kindDuration, def: "10s", from: "1s", to: "1h", field: func(t target) any { return &t.Quotas.Refresh }},
 

@@ -120,6 +120,19 @@ func wholeObject(batches, footer []byte) []byte {
 // can only be found in a copy.
 var ErrObject = errors.New("not a whole WAL object")
 
+// FooterSize is what footer and trailer of an object take together, given its
+// end; 0 when that is not the end of a WAL object.
+func FooterSize(end []byte) int64 {
+	if len(end) < trailerSize {
+		return 0
+	}
+	trailer := end[len(end)-trailerSize:]
+	if string(trailer[9:]) != objectMagic {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint32(trailer)) + int64(trailerSize)
+}
+
 // ReadFooter returns the entries of an object, given its end: at least the
 // footer and the trailer, at most the whole object of size bytes.
 func ReadFooter(end []byte, size int64) ([]Entry, error) {

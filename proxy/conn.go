@@ -68,6 +68,7 @@ type conn struct {
 	ended    bool     // both sockets are being closed
 
 	owed       atomic.Int32 // requests in flight that a shutdown waits for
+	held       atomic.Int64 // nanoseconds: request.held, of all that is forwarded and not answered
 	upstreamMu sync.Mutex   // serializes writes upstream, and their order in expected
 	sentSilent atomic.Bool
 

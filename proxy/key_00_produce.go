@@ -84,6 +84,9 @@ func (c *conn) produce(r *request) error {
 		return err
 	}
 	r.silent = view.Acks == 0
+	if view.Acks < 0 {
+		r.holds = min(time.Duration(view.TimeoutMillis)*time.Millisecond, longestHold)
+	}
 	sent := r.in.b
 	for _, p := range view.Partitions {
 		if p.From < p.To && c.p.opt.Payloads.Reserved(sent[p.From:p.To]) {
@@ -275,7 +278,13 @@ func (c *conn) resultTopic(p wire.ProduceResultPartition, version int16) (string
 // places.
 func (c *conn) placePlaceholders(r *request) {
 	edits := make([]wire.Edit, 0, len(r.offloads))
+	crowded := time.Duration(c.held.Load()) > maxHeld
 	for _, o := range r.offloads {
+		if crowded {
+			// Nobody could say when the broker gets to a placeholder.
+			c.p.metrics.crowded.Inc()
+			continue
+		}
 		res := o.Result()
 		if res.Records == nil && !res.Rejected {
 			continue

@@ -29,6 +29,7 @@ type metrics struct {
 	dropped        prometheus.Counter
 	crossed        prometheus.Counter
 	crossedLate    prometheus.Counter
+	crowded        prometheus.Counter
 	crossedReads   prometheus.Counter
 	suppressed     prometheus.Counter
 	reserved       prometheus.Counter
@@ -66,6 +67,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		acceptErrors:   counter("sluice_proxy_accept_errors_total", "Connections that the operating system could not hand over."),
 		dialErrors:     counter("sluice_proxy_dial_errors_total", "Connections to brokers that did not come about."),
 		crossedLate:    counter("sluice_proxy_crossed_late_total", "Produce requests that no longer waited, after 30 s, for an earlier one of their producer on the other listener."),
+		crowded:        counter("sluice_proxy_crowded_batches_total", "Batches of diskless topics that went inline although they were stored, because the broker may take hours to get to them."),
 		crossedReads:   counter("sluice_proxy_crossed_reads_total", "Produce requests that were not accepted before what their client had sent on the broker's other listener was read, because a topic has changed its class."),
 		crossed:        counter("sluice_proxy_crossed_requests_total", "Produce requests that waited for earlier ones of their producer on the other listener, because a topic has changed its class."),
 		dropped:        counter("sluice_proxy_requests_dropped_total", "Requests not forwarded because their client had gone."),

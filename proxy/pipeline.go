@@ -43,7 +43,9 @@ type request struct {
 	crossing      crossing     // while it waits for earlier ones
 	limits        fetchLimits  // Fetch
 	clientID      string
-	charge        charge // Produce
+	charge        charge        // Produce
+	holds         time.Duration // Produce: the broker may take so long to begin with what comes after it
+	held          time.Duration // the same of any request, while the connection counts it
 
 	hydrated int // bytes of the answer that are held beside its frame
 
@@ -205,8 +207,36 @@ func (c *conn) finish(r *request) {
 	<-c.slots
 }
 
+// What collects garbage counts on a placeholder being in the log, or nowhere, a
+// while after its object was made (gc.DefaultMargin): these are what the proxy
+// contributes to that.
+const (
+	// placeholderWrite bounds the whole write of a request with placeholders.
+	placeholderWrite = 10 * time.Minute
+	// maxHeld bounds how long a broker may take, by what it was asked, to begin
+	// with a request behind all that it has not answered: it works on one at a time.
+	// 256 requests that may wait for 30 s each are within it.
+	maxHeld = 3 * time.Hour
+	// longestHold of one request: a broker closes connections that are idle for as
+	// long (connections.max.idle.ms).
+	longestHold = 10 * time.Minute
+)
+
+// heldFor is how long a broker may hold a request of a kind.
+func (a *API) heldFor() time.Duration {
+	switch {
+	case a.Key == 1:
+		return time.Minute
+	case a.poll():
+		return longestHold
+	}
+	return time.Second
+}
+
 // landed notes that the broker has answered a request, or never will.
 func (c *conn) landed(r *request) {
+	c.held.Add(-int64(r.held))
+	r.held = 0
 	if r.offloading {
 		r.offloading = false
 		c.producer.End()
@@ -220,6 +250,13 @@ func (c *conn) landed(r *request) {
 // forward sends one request upstream, or its local answer to the client, and
 // notes what is expected back. Callers are never concurrent.
 func (c *conn) forward(r *request) error {
+	if r.destined {
+		// Before the placeholders' ages are looked at: nothing may take long after.
+		if err := c.dialOnce(); err != nil {
+			c.giveBack(r)
+			return err
+		}
+	}
 	if r.prepare != nil {
 		r.prepare(c, r)
 	}
@@ -236,7 +273,13 @@ func (c *conn) forward(r *request) error {
 	if r.silent {
 		c.sentSilent.Store(true)
 	} else {
+		r.held = max(r.holds, r.api.heldFor())
+		c.held.Add(int64(r.held))
 		c.expect(r)
+	}
+	if r.destined && r.out != nil {
+		c.toBroker.until = time.Now().Add(placeholderWrite)
+		defer func() { c.toBroker.until = time.Time{} }()
 	}
 	var err error
 	if r.out != nil {

@@ -16,13 +16,18 @@ const writeChunk = 1 << 20
 type sink struct {
 	net.Conn
 	timeout time.Duration
-	stall   stall // since when the present chunk is not taken
+	until   time.Time // when all has to be written, whatever progress is made; zero: no such time
+	stall   stall     // since when the present chunk is not taken
 }
 
 func (s *sink) deadline() error {
 	now := time.Now()
 	s.stall.begin(now)
-	return s.SetWriteDeadline(now.Add(s.timeout))
+	end := now.Add(s.timeout)
+	if !s.until.IsZero() && s.until.Before(end) {
+		end = s.until
+	}
+	return s.SetWriteDeadline(end)
 }
 
 // writeOne writes b.

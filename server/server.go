@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/compactor"
+	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
@@ -53,6 +54,9 @@ type Server struct {
 	proxy   *proxy.Proxy
 	admin   *admin.Server
 	stores  sync.Map // objstore.Store by name, those that are open
+
+	collecting context.Context // ends collectors
+	collected  *gc.Metrics
 
 	phase  atomic.Int32       // starting, running or draining; Health sees the fields above from running on
 	cancel context.CancelFunc // background work
@@ -118,6 +122,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 
 	l := cfg.Limits
 	NewMemoryGauge(s.metrics, l, cfg.Compaction)
+	s.collecting, s.collected = background, gc.NewMetrics(s.metrics)
 	s.tier, err = diskless.New(diskless.Options{
 		ClusterID: s.cluster.ClusterID(),
 		Limits: diskless.Limits{

@@ -98,8 +98,8 @@ func (s *Server) openStore(ctx, background context.Context, st config.Store, met
 	} else if err != nil {
 		return fmt.Errorf("lock: %s: %w", st.Lock, err)
 	}
-	store = objstore.NewMetered(store, st.Name, meters)
-	store = objstore.NewLimited(store, l.PutConcurrency, gets)
+	metered := objstore.NewMetered(store, st.Name, meters)
+	store = objstore.NewLimited(metered, l.PutConcurrency, gets)
 	store = objstore.NewRetrying(store, storeAttempts)
 	ring, err := keyring.Open(ctx, store, s.cluster.ClusterID(), keyring.Options{Logger: s.log})
 	if err != nil {
@@ -107,6 +107,9 @@ func (s *Server) openStore(ctx, background context.Context, st config.Store, met
 	}
 	s.stores.Store(st.Name, store)
 	s.tier.AddStore(st.Name, diskless.StoreHandle{Store: store, Ring: ring})
+	if s.config.GC.Enabled {
+		s.startCollector(st.Name, objstore.NewRetrying(metered, storeAttempts))
+	}
 	if s.compact != nil {
 		return s.startCompactor(background, st, meters)
 	}

@@ -144,7 +144,7 @@ func Read(ctx context.Context, store objstore.Store, clusterID string, opt Optio
 		opt.ReloadEvery = defaultReload
 	}
 	r := &Ring{store: store, opt: opt, loads: rate.NewLimiter(rate.Every(opt.ReloadEvery), reloadBurst)}
-	err := checkMarker(ctx, store, clusterID)
+	err := CheckMarker(ctx, store, clusterID)
 	if errors.Is(err, objstore.ErrNotFound) {
 		return nil, fmt.Errorf("%v: %w", store, ErrUnclaimed)
 	}
@@ -162,7 +162,7 @@ func Read(ctx context.Context, store objstore.Store, clusterID string, opt Optio
 
 // claim writes the marker, or reads who was first.
 func (r *Ring) claim(ctx context.Context, clusterID string) error {
-	if err := checkMarker(ctx, r.store, clusterID); !errors.Is(err, objstore.ErrNotFound) {
+	if err := CheckMarker(ctx, r.store, clusterID); !errors.Is(err, objstore.ErrNotFound) {
 		return err
 	}
 	body, err := json.Marshal(marker{formatVersion, clusterID, time.Now().UTC()})
@@ -172,10 +172,12 @@ func (r *Ring) claim(ctx context.Context, clusterID string) error {
 	if err := r.store.PutIfAbsent(ctx, MarkerKey, body); err == nil || !errors.Is(err, objstore.ErrExists) {
 		return err
 	}
-	return checkMarker(ctx, r.store, clusterID)
+	return CheckMarker(ctx, r.store, clusterID)
 }
 
-func checkMarker(ctx context.Context, store objstore.Store, clusterID string) error {
+// CheckMarker says whether the prefix belongs to a cluster. It claims nothing: a
+// prefix without a marker is ErrNotFound.
+func CheckMarker(ctx context.Context, store objstore.Store, clusterID string) error {
 	body, err := store.Get(ctx, MarkerKey, 0, -1)
 	if err != nil {
 		return err

@@ -71,7 +71,7 @@ func Probe(ctx context.Context, store objstore.Store, clusterID string) []Check 
 	try("delete it", func() error { return store.Delete(ctx, key) })
 	if clusterID != "" {
 		try("the prefix is this cluster's or free", func() error {
-			err := checkMarker(ctx, store, clusterID)
+			err := CheckMarker(ctx, store, clusterID)
 			if errors.Is(err, objstore.ErrNotFound) {
 				return nil
 			}

@@ -1,0 +1,342 @@
+package gc
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/segment"
+)
+
+// leftOver is when a claim means nothing any more, and a run without a manifest
+// has none to come: compactors give up long before.
+const leftOver = max(24*time.Hour, segment.MaxRun)
+
+// compacted looks at segments and manifests, and deletes the WAL objects that
+// they stand for.
+//
+//   - A segment dies when all that it holds is dead. It has the time of its
+//     manifest, which was written after all of its WAL objects.
+//   - A manifest dies when no segment of it is there any more.
+//   - A segment that no manifest names dies when it is so old that its compactor
+//     cannot be at work any more.
+//   - A WAL object dies when a manifest covers it, for Grace already, and the
+//     footers of the segments hold exactly its batches.
+func (p *pass) compacted(ctx context.Context) error {
+	// Data first: so a run whose manifest is not there then, had none.
+	runs := make(map[ulid.ULID]map[int]objstore.Info)
+	err := p.list(ctx, segment.DataPrefix, func(i objstore.Info) error {
+		run, n, ok := segment.ParseDataKey(i.Key)
+		if !ok {
+			p.report(Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Unknown, Why: "not a key of sluice's: never touched"}, false)
+			return nil
+		}
+		if runs[run] == nil {
+			runs[run] = make(map[int]objstore.Info)
+		}
+		runs[run][n] = i
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	type found struct {
+		window segment.Window
+		info   objstore.Info
+	}
+	var windows []found
+	listed := time.Now()
+	err = p.list(ctx, segment.WindowsPrefix, func(i objstore.Info) error {
+		w, ok := segment.ParseWindowKey(i.Key)
+		if !ok {
+			p.report(Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Unknown, Why: "not a key of sluice's: never touched"}, false)
+			return nil
+		}
+		windows = append(windows, found{w, i})
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	named := make(map[ulid.ULID]bool, len(windows))
+	manifests := make([]*segment.Manifest, len(windows))
+	whole := true // every manifest could be read
+	for n, w := range windows {
+		if err := p.mayGoOn(ctx); err != nil {
+			return err
+		}
+		m, err := segment.ReadManifest(ctx, p.opt.Store, w.window)
+		p.count(&p.Requests.Gets)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			whole = false
+			if !errors.Is(err, objstore.ErrNotFound) {
+				p.report(Object{Key: w.info.Key, Bytes: w.info.Size, Time: w.info.LastModified, Reason: Unreadable, Why: err.Error()}, false)
+			}
+			continue
+		}
+		manifests[n], named[m.Run] = m, true
+	}
+	for run, segments := range runs {
+		if named[run] {
+			continue
+		}
+		for _, n := range slices.Sorted(maps.Keys(segments)) {
+			i := segments[n]
+			o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Needed, Why: "no manifest names it yet"}
+			// What was listed is not news after a while: a manifest may be there now.
+			if whole && p.now.Sub(i.LastModified) >= max(leftOver, p.opt.MinAge) && time.Since(listed) < max(p.opt.Timing.Grace, time.Second)/2 {
+				o.Reason, o.Why = Dead, "its compactor never finished"
+				if err := p.delete(ctx, o); err != nil {
+					return err
+				}
+				continue
+			}
+			p.report(o, false)
+		}
+	}
+	for n, w := range windows {
+		if manifests[n] == nil {
+			continue
+		}
+		if err := p.window(ctx, manifests[n], w.info, runs[manifests[n].Run]); err != nil {
+			return err
+		}
+	}
+	return p.list(ctx, segment.ClaimsPrefix, func(i objstore.Info) error {
+		o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Needed, Why: "a compactor's claim"}
+		if p.now.Sub(i.LastModified) >= max(leftOver, p.opt.MinAge) {
+			o.Reason, o.Why = Dead, "a claim that was left over"
+			return p.delete(ctx, o)
+		}
+		p.report(o, false)
+		return nil
+	})
+}
+
+// list is Store.List, with requests counted.
+func (p *pass) list(ctx context.Context, prefix string, fn func(objstore.Info) error) error {
+	n := 0
+	p.count(&p.Requests.Lists)
+	return p.opt.Store.List(ctx, prefix, "", func(i objstore.Info) error {
+		if n++; n%1000 == 0 {
+			p.count(&p.Requests.Lists)
+		}
+		if err := p.mayGoOn(ctx); err != nil {
+			return err
+		}
+		return fn(i)
+	})
+}
+
+// window looks at a manifest, its segments, and what they stand for.
+func (p *pass) window(ctx context.Context, m *segment.Manifest, info objstore.Info, there map[int]objstore.Info) error {
+	if len(there) == 0 {
+		o := Object{Key: info.Key, Bytes: info.Size, Time: info.LastModified, Reason: Needed, Why: "a manifest"}
+		if p.now.Sub(info.LastModified) >= p.opt.MinAge {
+			o.Reason, o.Why = Dead, "no segment of it is there any more"
+			return p.delete(ctx, o)
+		}
+		p.report(o, false)
+		return nil
+	}
+	p.report(Object{Key: info.Key, Bytes: info.Size, Time: info.LastModified, Reason: Needed, Why: "a manifest"}, false)
+	// Before segments die: then they are all there to be held against.
+	if err := p.covered(ctx, m, info, there); err != nil {
+		return err
+	}
+	for _, n := range slices.Sorted(maps.Keys(there)) {
+		if err := p.mayGoOn(ctx); err != nil {
+			return err
+		}
+		if err := p.segment(ctx, m, info, n, there[n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// segmentID is a segment's place among blockers.
+func segmentID(run ulid.ULID, n int) (id ulid.ULID) {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(run[:], uint64(n)))
+	copy(id[:], sum[:])
+	return id
+}
+
+func (p *pass) segment(ctx context.Context, m *segment.Manifest, manifest objstore.Info, n int, i objstore.Info) error {
+	o := Object{Key: i.Key, Bytes: i.Size, Time: manifest.LastModified}
+	if i.LastModified.After(o.Time) {
+		o.Time = i.LastModified
+	}
+	id := segmentID(m.Run, n)
+	if known, ok := p.blockers.get(id); ok && p.keeps(&o, known) {
+		p.name(known.topic)
+		p.report(o, false)
+		return nil
+	}
+	if n >= len(m.Segments) {
+		o.Reason, o.Why = Unknown, "its manifest does not name it"
+		p.report(o, false)
+		return nil
+	}
+	if p.tooYoung(&o) {
+		p.report(o, false)
+		return nil
+	}
+	f, err := m.ReadFooter(ctx, p.opt.Store, n)
+	p.count(&p.Requests.Gets)
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		return nil
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		if !errors.Is(err, segment.ErrGarbled) {
+			p.failures.Add(1)
+		}
+		o.Reason, o.Why = Unreadable, err.Error()
+		p.report(o, false)
+		return nil
+	}
+	places := make(map[place]struct{})
+	for e := range f.Entries() {
+		places[place{e.Topic, e.Partition}] = struct{}{}
+	}
+	p.decide(&o, places)
+	for at := range places {
+		p.name(at.topic)
+	}
+	if o.Reason == Dead {
+		p.blockers.forget(id)
+		return p.delete(ctx, o)
+	}
+	if o.Partition != nil {
+		p.blockers.put(id, place{o.Topic, *o.Partition})
+	}
+	p.report(o, false)
+	return nil
+}
+
+// contents is a set of batches, as the sum of their hashes: sets that differ in
+// anything have different sums, and it does not matter in which order they come.
+type contents struct {
+	batches int
+	sum     [4]uint64
+}
+
+func (c *contents) add(object ulid.ULID, topic string, partition int32, offset uint64, length uint32, records int32, producer int64, epoch int16, sequence int32, crc uint32) {
+	h := sha256.New()
+	h.Write(object[:])
+	var b []byte
+	b = binary.BigEndian.AppendUint64(b, uint64(partition))
+	b = binary.BigEndian.AppendUint64(b, offset)
+	b = binary.BigEndian.AppendUint64(b, uint64(length))
+	b = binary.BigEndian.AppendUint64(b, uint64(records))
+	b = binary.BigEndian.AppendUint64(b, uint64(producer))
+	b = binary.BigEndian.AppendUint64(b, uint64(epoch))
+	b = binary.BigEndian.AppendUint64(b, uint64(sequence))
+	b = binary.BigEndian.AppendUint64(b, uint64(crc))
+	h.Write(b)
+	h.Write([]byte(topic))
+	sum := h.Sum(nil)
+	c.batches++
+	for i := range c.sum {
+		c.sum[i] += binary.BigEndian.Uint64(sum[8*i:])
+	}
+}
+
+// covered deletes the WAL objects whose batches are all in segments.
+func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objstore.Info, there map[int]objstore.Info) error {
+	window := m.Window()
+	if p.swept[window] || p.now.Sub(manifest.LastModified) < p.opt.Timing.Grace || len(there) != len(m.Segments) {
+		return nil
+	}
+	// What is there of what it covers.
+	var objects []objstore.Info
+	first, last := walPrefix+window.First.String(), walPrefix+window.Last.String()
+	past := errors.New("past the window")
+	p.count(&p.Requests.Lists)
+	left := false // something that is to go later
+	err := p.opt.Store.List(ctx, walPrefix, before(first), func(i objstore.Info) error {
+		if i.Key > last {
+			return past
+		}
+		id, err := ulid.ParseStrict(strings.TrimPrefix(i.Key, walPrefix))
+		if err != nil || walPrefix+id.String() != i.Key || !m.Covers(id) {
+			return nil
+		}
+		left = true
+		if p.now.Sub(i.LastModified) >= p.opt.MinAge {
+			objects = append(objects, i)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, past) {
+		return err
+	}
+	if !left {
+		p.swept[window] = true
+	}
+	if len(objects) == 0 {
+		return nil
+	}
+	held := make(map[ulid.ULID]*contents)
+	for n := range m.Segments {
+		f, err := m.ReadFooter(ctx, p.opt.Store, n)
+		p.count(&p.Requests.Gets)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return nil // segment says what is wrong with it; its WAL objects stay
+		}
+		for e := range f.Entries() {
+			c := held[e.Object]
+			if c == nil {
+				c = &contents{}
+				held[e.Object] = c
+			}
+			c.add(e.Object, e.Topic, e.Partition, e.ObjectOffset, e.Length, e.Records, e.ProducerID, e.ProducerEpoch, e.BaseSequence, e.CRC)
+		}
+	}
+	for _, i := range objects {
+		if err := p.mayGoOn(ctx); err != nil {
+			return err
+		}
+		entries, err := p.footer(ctx, i)
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			continue // look says what is wrong with it
+		}
+		id, _ := ulid.ParseStrict(strings.TrimPrefix(i.Key, walPrefix))
+		var own contents
+		for _, e := range entries {
+			own.add(id, e.Topic, e.Partition, e.Offset, e.Length, e.Records, e.ProducerID, e.ProducerEpoch, e.BaseSequence, e.CRC)
+		}
+		if in := held[id]; len(entries) > 0 && (in == nil || *in != own) {
+			continue
+		}
+		o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Dead, Why: fmt.Sprintf("segments of run %s hold all of it", m.Run)}
+		p.covering[i.Key] = struct{}{}
+		if err := p.delete(ctx, o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// before is a key that is just before another.
+func before(key string) string { return key[:len(key)-1] + string(key[len(key)-1]-1) + "~" }

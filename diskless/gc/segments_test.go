@@ -1,0 +1,203 @@
+package gc
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/sluice-kafka/sluice/diskless"
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/segment"
+)
+
+// compact makes segments of objects, one for each topic, and their manifest, of
+// so long ago.
+func (r *rig) compact(age time.Duration, alter func(*segment.Entry), keys ...string) (*segment.Manifest, []string) {
+	r.t.Helper()
+	slices.Sort(keys)
+	m := &segment.Manifest{Level: segment.Level1, Run: ulid.MustNew(ulid.Timestamp(time.Now().Add(-age)), ulid.DefaultEntropy())}
+	of := make(map[string][]segment.Entry)
+	for _, key := range keys {
+		body, err := r.store.Get(r.t.Context(), key, 0, -1)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		entries, err := diskless.ReadFooter(body, int64(len(body)))
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		id := ulid.MustParse(strings.TrimPrefix(key, walPrefix))
+		m.Objects = append(m.Objects, segment.Object{ID: id, Size: int64(len(body))})
+		for _, e := range entries {
+			s := segment.Entry{Topic: e.Topic, Partition: e.Partition, Object: id, ObjectOffset: e.Offset, Length: e.Length, Records: e.Records,
+				ProducerID: e.ProducerID, ProducerEpoch: e.ProducerEpoch, BaseSequence: e.BaseSequence, CRC: e.CRC}
+			if alter != nil {
+				alter(&s)
+			}
+			of[e.Topic] = append(of[e.Topic], s)
+		}
+	}
+	var data []string
+	put := func(key string, body []byte) {
+		if err := r.store.Put(r.t.Context(), key, body); err != nil {
+			r.t.Fatal(err)
+		}
+		r.store.aged[key] = time.Now().Add(-age)
+	}
+	topics := make([]string, 0, len(of))
+	for topic := range of {
+		topics = append(topics, topic)
+	}
+	slices.Sort(topics)
+	for n, topic := range topics {
+		entries := of[topic]
+		payload := 0
+		for _, e := range entries {
+			payload += int(e.Length)
+		}
+		body, err := segment.AppendFooter(make([]byte, payload), entries)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		at := segment.Place{Topic: topic}
+		m.Segments = append(m.Segments, segment.Info{Size: int64(len(body)), FooterSize: int64(len(body) - payload), Batches: len(entries), First: at, Last: at})
+		put(segment.DataKey(m.Run, n), body)
+		data = append(data, segment.DataKey(m.Run, n))
+	}
+	body, err := m.Encode()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	put(m.Window().Key(), body)
+	return m, data
+}
+
+// objectsOfOneHour puts objects that one window may cover.
+func (r *rig) objectsOfOneHour(n int, topics ...string) (keys []string) {
+	at := time.Now().Add(-24 * time.Hour).UTC().Truncate(time.Hour)
+	for i := range n {
+		keys = append(keys, r.object(time.Since(at.Add(time.Duration(i)*time.Minute)), topics...))
+	}
+	return keys
+}
+
+func TestSegmentsStandForObjects(t *testing.T) {
+	r := newRig(t)
+	keys := r.objectsOfOneHour(3, "kept", "other")
+	m, data := r.compact(20*time.Hour, nil, keys...)
+	uncovered := r.object(24*time.Hour, "kept")
+	r.passes(1)
+	for _, key := range keys {
+		if r.has(key) {
+			t.Errorf("%s is kept, although segments hold all of it", key)
+		}
+	}
+	if !r.has(uncovered) || !r.has(data[0]) || !r.has(data[1]) || !r.has(m.Window().Key()) {
+		t.Fatal("something is gone that is needed")
+	}
+	// Segments die by themselves, then their manifest.
+	r.passes(3)
+	r.retain("other")
+	r.passes(4)
+	if !r.has(data[0]) || r.has(data[1]) || !r.has(m.Window().Key()) {
+		t.Errorf("the log that goes on: %v, the one that has moved: %v, the manifest: %v", r.has(data[0]), r.has(data[1]), r.has(m.Window().Key()))
+	}
+	r.retain("kept")
+	r.passes(5)
+	if r.has(data[0]) || r.has(m.Window().Key()) {
+		t.Errorf("segment: %v, manifest: %v", r.has(data[0]), r.has(m.Window().Key()))
+	}
+}
+
+func TestSegmentsThatLackSomethingStandForNothing(t *testing.T) {
+	for name, alter := range map[string]func(*segment.Entry){
+		"crc":      func(e *segment.Entry) { e.CRC++ },
+		"records":  func(e *segment.Entry) { e.Records++ },
+		"sequence": func(e *segment.Entry) { e.BaseSequence++ },
+		"offset":   func(e *segment.Entry) { e.ObjectOffset++ },
+		"producer": func(e *segment.Entry) { e.ProducerID = 9 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			keys := r.objectsOfOneHour(2, "kept", "other")
+			first := ulid.MustParse(strings.TrimPrefix(keys[0], walPrefix))
+			r.compact(20*time.Hour, func(e *segment.Entry) {
+				if e.Object == first {
+					alter(e)
+				}
+			}, keys...)
+			r.passes(4)
+			if !r.has(keys[0]) || r.has(keys[1]) {
+				t.Errorf("the one that differs: %v, the one that does not: %v", r.has(keys[0]), r.has(keys[1]))
+			}
+		})
+	}
+	for name, harm := range map[string]func(r *rig, m *segment.Manifest, data []string){
+		"a segment is missing": func(r *rig, _ *segment.Manifest, data []string) { _ = r.store.Delete(r.t.Context(), data[1]) },
+		"a segment is cut": func(r *rig, _ *segment.Manifest, data []string) {
+			_ = r.store.Put(r.t.Context(), data[0], []byte("short"))
+		},
+		"no manifest": func(r *rig, m *segment.Manifest, _ []string) {
+			_ = r.store.Delete(r.t.Context(), m.Window().Key())
+		},
+		"a manifest that is damaged": func(r *rig, m *segment.Manifest, _ []string) {
+			_ = r.store.Put(r.t.Context(), m.Window().Key(), []byte("short"))
+		},
+		"a manifest of just now": func(r *rig, m *segment.Manifest, _ []string) {
+			r.opt.Timing.Grace = time.Hour
+			r.store.aged[m.Window().Key()] = time.Now()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			keys := r.objectsOfOneHour(2, "kept", "other")
+			m, data := r.compact(20*time.Hour, nil, keys...)
+			harm(r, m, data)
+			r.passes(4)
+			if !r.has(keys[0]) || !r.has(keys[1]) {
+				t.Error("deleted")
+			}
+		})
+	}
+}
+
+func TestWhatCompactorsLeave(t *testing.T) {
+	r := newRig(t)
+	put := func(key string, age time.Duration) string {
+		if err := r.store.Put(t.Context(), key, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		r.store.aged[key] = time.Now().Add(-age)
+		return key
+	}
+	r.opt.Timing.Grace = time.Second // a listing is news for half of it
+	old := put(segment.DataKey(ulid.Make(), 0), 30*time.Hour)
+	working := put(segment.DataKey(ulid.Make(), 0), 2*time.Hour)
+	claim := put(segment.ClaimsPrefix+"1/x", 30*time.Hour)
+	claimed := put(segment.ClaimsPrefix+"1/y", time.Hour)
+	odd := put(segment.DataPrefix+"readme", 30*time.Hour)
+	r.passes(1)
+	for key, want := range map[string]bool{old: false, working: true, claim: false, claimed: true, odd: true} {
+		if r.has(key) != want {
+			t.Errorf("%s: there %v, want %v", key, !want, want)
+		}
+	}
+	// With a manifest that cannot be read, it is not known whose segments are whose.
+	again := put(segment.DataKey(ulid.Make(), 0), 30*time.Hour)
+	keys := r.objectsOfOneHour(1, "kept")
+	m, _ := r.compact(20*time.Hour, nil, keys...)
+	r.faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+		if op == objstore.OpGet && key == m.Window().Key() {
+			return objstore.Fault{Err: fmt.Errorf("planted: %w", objstore.ErrUnavailable)}
+		}
+		return objstore.Fault{}
+	})
+	r.passes(1)
+	if !r.has(again) {
+		t.Error("deleted in doubt")
+	}
+}
