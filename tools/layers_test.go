@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"lowlatency":                  {"tiers"},
 	"diskless":                    {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/compactor":          {"tiers", "proxy/wire", "diskless/*"},
+	"diskless/gc":                 {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/audit":              {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/keyring":            {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*"},
