@@ -225,6 +225,53 @@ func TestAnswersKeepTheOrderOfRequests(t *testing.T) {
 	})
 }
 
+// TestNoPlaceholderBehindWhatABrokerMayHoldForHours: when it comes to it, the
+// object may be no more.
+func TestNoPlaceholderBehindWhatABrokerMayHoldForHours(t *testing.T) {
+	for _, tc := range []struct {
+		before []time.Duration // timeouts of Produces that are not answered
+		want   string
+	}{
+		{[]time.Duration{30 * time.Second, time.Minute}, "P1"},
+		{[]time.Duration{4 * time.Hour}, "one"},
+		{[]time.Duration{time.Hour, time.Hour, time.Hour, time.Minute}, "one"},
+	} {
+		inBubble(t, proxy.Limits{}, func(r *rig) {
+			c, b := r.pair(on(true))
+			for i, timeout := range tc.before {
+				slow := produce(9, -1, [2]string{hot, "slow"})
+				slow.TimeoutMillis = int32(timeout.Milliseconds())
+				c.ask(int32(i), slow)
+				b.received(kmsg.NewPtrProduceRequest())
+			}
+			for n, want := range []string{tc.want, "P1"} {
+				corr := int32(100 + n)
+				c.ask(corr, produce(9, -1, [2]string{cold, "one"}))
+				r.payloads.offloaded()[n].finish("P1")
+				req := kmsg.NewPtrProduceRequest()
+				b.received(req)
+				if got := string(req.Topics[0].Partitions[0].Records); got != want {
+					t.Errorf("behind %v, answered: %v: the broker got %q, want %q", tc.before, n == 1, got, want)
+				}
+				if n == 1 {
+					break
+				}
+				resp := kmsg.NewPtrProduceResponse()
+				resp.SetVersion(9)
+				for i := range tc.before {
+					b.respond(int32(i), resp)
+					c.expect(int32(i))
+				}
+				b.respond(corr, resp)
+				c.expect(corr)
+			}
+			if n := r.sum("sluice_proxy_crowded_batches_total"); (n > 0) != (tc.want == "one") {
+				t.Errorf("%v batches are counted", n)
+			}
+		})
+	}
+}
+
 func TestRequestsInFlightAreBackPressure(t *testing.T) {
 	inBubble(t, proxy.Limits{RequestsInFlight: 256}, func(r *rig) {
 		c, b := r.pair(bootstrap)

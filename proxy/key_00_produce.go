@@ -85,7 +85,7 @@ func (c *conn) produce(r *request) error {
 	}
 	r.silent = view.Acks == 0
 	if view.Acks < 0 {
-		r.holds = min(time.Duration(view.TimeoutMillis)*time.Millisecond, longestHold)
+		r.holds = time.Duration(view.TimeoutMillis) * time.Millisecond
 	}
 	sent := r.in.b
 	for _, p := range view.Partitions {
