@@ -290,6 +290,19 @@ func (p *pass) load(ctx context.Context) error {
 	if p.state.ClusterID != fresh.ClusterID {
 		return fmt.Errorf("%s is of cluster %s, this one is %s: %w", StateKey, p.state.ClusterID, fresh.ClusterID, keyring.ErrForeign)
 	}
+	if ahead := p.state.Updated.Sub(p.now); !p.opt.DryRun && ahead > p.opt.MaxSkew {
+		// The store's clock, and that of a replica, were ahead. What was noted then is
+		// of times that are yet to come, and would be believed when they have: where a
+		// log ends now is not where it ends then.
+		p.opt.Logger.Error().Str("store", p.opt.Name).Time("noted", p.state.Updated).Time("now", p.now).
+			Msg("the store's clock went back: the garbage collection begins anew, which delays deletion")
+		fresh.Brokers = make(map[int32]time.Time, len(p.state.Brokers))
+		for id := range p.state.Brokers {
+			fresh.Brokers[id] = p.now
+		}
+		p.state = fresh
+		return nil
+	}
 	if !p.opt.DryRun && !p.now.After(p.state.Updated) {
 		return fmt.Errorf("the store's clock went back, from %v to %v: nothing is deleted until it has caught up", p.state.Updated, p.now)
 	}

@@ -26,6 +26,8 @@ type agedStore struct {
 	mu   sync.Mutex
 	aged map[string]time.Time
 	skew time.Duration // of the clock by which others are listed
+
+	hidden string // prefix of what is not listed
 }
 
 func (s *agedStore) List(ctx context.Context, prefix, after string, fn func(objstore.Info) error) error {
@@ -34,6 +36,9 @@ func (s *agedStore) List(ctx context.Context, prefix, after string, fn func(objs
 		at, ok := s.aged[i.Key]
 		i.LastModified = i.LastModified.Add(s.skew)
 		s.mu.Unlock()
+		if s.hidden != "" && strings.HasPrefix(i.Key, s.hidden) {
+			return nil
+		}
 		if ok {
 			i.LastModified = at
 		}
@@ -204,6 +209,119 @@ func TestTopicsThatAreGone(t *testing.T) {
 	if r.has(before) || !r.has(after) {
 		t.Errorf("before: %v, after: %v", r.has(before), r.has(after))
 	}
+}
+
+// TestGraceBeginsAnew where other partitions are beyond those that exist: of the
+// topic before, or when there is none any more.
+func TestGraceBeginsAnew(t *testing.T) {
+	at := func(minutes int) time.Time { return time.Unix(0, 0).Add(time.Duration(minutes) * time.Minute) }
+	timing := Timing{Margin: time.Minute, Grace: 10 * time.Minute, Apart: time.Minute}
+	before := topicView(1, 0, 100)
+	before.Partitions = append(before.Partitions, before.Partitions[0], before.Partitions[0])
+	for name, after := range map[string]tiers.TopicView{"made anew with fewer": topicView(2, 0, 0), "gone": {}} {
+		topic := &Topic{}
+		for i := range 10 {
+			topic.observe(before, at(10*i), timing)
+		}
+		if v := verdictOf(topic.observe(after, at(100), timing), 2); v.Doubt != "" || v.Confirmed.After(at(0)) || !v.Settled.Equal(at(100)) {
+			t.Errorf("%s: partition 2 is settled up to %v, confirmed up to %v, doubt %q at once", name, v.Settled, v.Confirmed, v.Doubt)
+		}
+		topic.observe(after, at(109), timing)
+		if v := verdictOf(topic.observe(after, at(111), timing), 2); !v.Confirmed.Equal(at(100)) {
+			t.Errorf("%s: after the grace, partition 2 is confirmed up to %v", name, v.Confirmed)
+		}
+	}
+}
+
+// TestTopicThatComesBack: it was deleted by mistake, and the cluster is restored
+// from a backup.
+func TestTopicThatComesBack(t *testing.T) {
+	for _, between := range []tiers.TopicView{{}, topicView(9, 0, 0)} {
+		r := newRig(t)
+		r.opt.Timing.Grace = 100 * time.Millisecond
+		key := r.object(24*time.Hour, "other")
+		r.passes(3)
+		was := r.kafka.topics["other"]
+		if r.kafka.topics["other"] = between; !between.Exists() {
+			delete(r.kafka.topics, "other")
+		}
+		r.passes(1)
+		r.kafka.topics["other"] = was
+		for range 6 {
+			time.Sleep(40 * time.Millisecond)
+			r.passes(1)
+		}
+		if !r.has(key) {
+			t.Fatal("deleted, and the topic is there")
+		}
+		r.retain("other")
+		for range 6 {
+			time.Sleep(40 * time.Millisecond)
+			r.passes(1)
+		}
+		if r.has(key) {
+			t.Fatal("kept for ever")
+		}
+	}
+}
+
+// TestClocksThatWereAhead: what was noted then must not be believed when the time
+// has come.
+func TestClocksThatWereAhead(t *testing.T) {
+	r := newRig(t)
+	r.passes(1)
+	state := r.state()
+	state.Updated = time.Now().Add(2 * time.Hour)
+	state.Topics["other"] = &Topic{ID: ID{2}, Seen: state.Updated, Partitions: []*Partition{{
+		Leader: 1, Epoch: 3, Seen: state.Updated, Checkpoints: []Checkpoint{{state.Updated, 3, 100}},
+	}}}
+	b, err := state.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.store.Put(t.Context(), StateKey, b); err != nil {
+		t.Fatal(err)
+	}
+	r.passes(1)
+	if s := r.state(); s.Updated.After(time.Now()) || len(s.Topics["other"].Partitions[0].Checkpoints) > 0 {
+		t.Errorf("%+v", s.Topics["other"].Partitions[0])
+	}
+	// A little is within the margin, and need not be forgotten.
+	state.Updated = time.Now().Add(time.Minute)
+	if b, err = state.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.store.Put(t.Context(), StateKey, b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.pass(); err == nil {
+		t.Error("a pass before the last one")
+	}
+	// Who was alive is waited for all the same.
+	state.Updated = time.Now().Add(2 * time.Hour)
+	if b, err = state.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.store.Put(t.Context(), StateKey, b); err != nil {
+		t.Fatal(err)
+	}
+	r.kafka.brokers = []int32{1, 2}
+	if _, err := r.pass(); err == nil {
+		t.Error("a broker is missing")
+	}
+}
+
+func (r *rig) state() *State {
+	r.t.Helper()
+	b, err := r.store.Get(r.t.Context(), StateKey, 0, -1)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	s, err := ParseState(b)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
 }
 
 func TestDoubtsDeleteNothing(t *testing.T) {

@@ -27,6 +27,10 @@ type Timing struct {
 // average object lives 1/64 of it longer than it has to.
 const maxCheckpoints = 32
 
+// maxFormer ids of a name are remembered: one that is older comes back only with
+// a backup that is older than as many topics.
+const maxFormer = 32
+
 // Settling delays what is settled until it has been for Grace. Times are those of
 // Verdict.Settled.
 type Settling struct {
@@ -93,7 +97,17 @@ func (t *Topic) observe(v tiers.TopicView, now time.Time, timing Timing) []Verdi
 	case t.ID != ID(v.ID):
 		// At Seen another topic had the name, or none: so this one was made later.
 		// No broker had a log of it then, or that broker would have said so.
-		t.Partitions, t.Beyond = partitions(len(v.Partitions), t.Seen), Settling{}
+		born := t.Seen
+		if slices.Contains(t.Former, ID(v.ID)) {
+			// Ids do not come back. This one did: the cluster was restored, and the topic's
+			// logs are older than we thought.
+			born = time.Time{}
+		}
+		t.Partitions, t.Beyond = partitions(len(v.Partitions), born), Settling{}
+		if t.ID != (ID{}) {
+			t.Former = append(t.Former, t.ID)
+			t.Former = t.Former[max(0, len(t.Former)-maxFormer):]
+		}
 	case len(v.Partitions) < len(t.Partitions):
 		return t.doubtful("it has fewer partitions than before")
 	default:

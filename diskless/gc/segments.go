@@ -13,6 +13,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
 )
@@ -28,7 +29,8 @@ const leftOver = max(24*time.Hour, segment.MaxRun)
 //     manifest, which was written after all of its WAL objects.
 //   - A manifest dies when no segment of it is there any more.
 //   - A segment that no manifest names dies when it is so old that its compactor
-//     cannot be at work any more.
+//     cannot be at work any more, and all that it holds is elsewhere too, or dead:
+//     its manifest may have been lost after its WAL objects were deleted.
 //   - A WAL object dies when a manifest covers it, for Grace already, and the
 //     footers of the segments hold exactly its batches.
 func (p *pass) compacted(ctx context.Context) error {
@@ -97,8 +99,7 @@ func (p *pass) compacted(ctx context.Context) error {
 			o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Needed, Why: "no manifest names it yet"}
 			// What was listed is not news after a while: a manifest may be there now.
 			if whole && p.now.Sub(i.LastModified) >= max(leftOver, p.opt.MinAge) && time.Since(listed) < max(p.opt.Timing.Grace, time.Second)/2 {
-				o.Reason, o.Why = Dead, "its compactor never finished"
-				if err := p.delete(ctx, o); err != nil {
+				if err := p.orphan(ctx, o, i, manifests); err != nil {
 					return err
 				}
 				continue
@@ -145,6 +146,9 @@ func (p *pass) window(ctx context.Context, m *segment.Manifest, info objstore.In
 	if len(there) == 0 {
 		o := Object{Key: info.Key, Bytes: info.Size, Time: info.LastModified, Reason: Needed, Why: "a manifest"}
 		if p.now.Sub(info.LastModified) >= p.opt.MinAge {
+			if there, err := p.listsTooFew(ctx, m); there || err != nil {
+				return err
+			}
 			o.Reason, o.Why = Dead, "no segment of it is there any more"
 			return p.delete(ctx, o)
 		}
@@ -153,7 +157,7 @@ func (p *pass) window(ctx context.Context, m *segment.Manifest, info objstore.In
 	}
 	p.report(Object{Key: info.Key, Bytes: info.Size, Time: info.LastModified, Reason: Needed, Why: "a manifest"}, false)
 	// Before segments die: then they are all there to be held against.
-	if err := p.covered(ctx, m, info, there); err != nil {
+	if err := p.covered(ctx, m, info); err != nil {
 		return err
 	}
 	for _, n := range slices.Sorted(maps.Keys(there)) {
@@ -167,6 +171,121 @@ func (p *pass) window(ctx context.Context, m *segment.Manifest, info objstore.In
 	return nil
 }
 
+// listsTooFew looks once more whether none of a manifest's segments is there:
+// without it nobody would find them again. there is also true when that cannot be
+// told now.
+func (p *pass) listsTooFew(ctx context.Context, m *segment.Manifest) (there bool, err error) {
+	for n := range m.Segments {
+		there, err := p.exists(ctx, m.Key(n))
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return true, ctx.Err()
+		case err != nil:
+			p.failures.Add(1)
+			return true, nil
+		case there:
+			return true, fmt.Errorf("%s is there, but the store does not list it: its listings cannot be relied on, and nothing more is deleted", m.Key(n))
+		}
+	}
+	return false, nil
+}
+
+func (p *pass) exists(ctx context.Context, key string) (bool, error) {
+	p.count(&p.Requests.Gets)
+	_, err := p.opt.Store.Get(ctx, key, 0, 1)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// orphan decides about a segment that no manifest names and none can any more.
+func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests []*segment.Manifest) error {
+	f, err := p.segmentFooter(ctx, i)
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		return nil
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		if !errors.Is(err, segment.ErrGarbled) {
+			p.failures.Add(1)
+		}
+		o.Reason, o.Why = Unreadable, err.Error()
+		p.report(o, false)
+		return nil
+	}
+	only, err := p.onlyHere(ctx, f, manifests)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		p.failures.Add(1)
+		o.Reason, o.Why = Unreadable, err.Error()
+		p.report(o, false)
+		return nil
+	case only == (ulid.ULID{}):
+		o.Reason, o.Why = Dead, "its compactor never finished"
+		return p.delete(ctx, o)
+	}
+	if last := f.Objects()[len(f.Objects())-1].Timestamp(); last.After(o.Time) {
+		o.Time = last
+	}
+	if !p.tooYoung(&o) {
+		places := make(map[place]struct{})
+		for e := range f.Entries() {
+			places[place{e.Topic, e.Partition}] = struct{}{}
+		}
+		p.decide(&o, places)
+		for at := range places {
+			p.name(at.topic)
+		}
+	}
+	if o.Reason == Dead {
+		return p.delete(ctx, o)
+	}
+	o.Why = fmt.Sprintf("no manifest names it, but WAL object %s is nowhere else: restore the manifest; %s", only, o.Why)
+	p.report(o, false)
+	return nil
+}
+
+// onlyHere finds a WAL object of a segment that is not there any more, and for
+// which no manifest stands either.
+func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*segment.Manifest) (only ulid.ULID, err error) {
+	for _, id := range f.Objects() {
+		if slices.ContainsFunc(manifests, func(m *segment.Manifest) bool { return m != nil && m.Window().Spans(id) && m.Covers(id) }) {
+			continue
+		}
+		if err := p.mayGoOn(ctx); err != nil {
+			return id, err
+		}
+		if there, err := p.exists(ctx, diskless.ObjectKey(id, false)); err != nil || !there {
+			return id, err
+		}
+	}
+	return ulid.ULID{}, nil
+}
+
+// segmentFooter reads a footer without a manifest that says how large it is.
+func (p *pass) segmentFooter(ctx context.Context, i objstore.Info) (*segment.Footer, error) {
+	guess := min(i.Size, footerGuess)
+	for {
+		end, err := p.opt.Store.Get(ctx, i.Key, i.Size-guess, guess)
+		p.count(&p.Requests.Gets)
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(end)) != guess {
+			return nil, fmt.Errorf("%w: it is shorter than it is listed", segment.ErrGarbled)
+		}
+		if need := segment.FooterSize(end); need > guess && need <= i.Size {
+			guess = need
+			continue
+		}
+		return segment.ParseFooter(end, i.Size)
+	}
+}
+
 // segmentID is a segment's place among blockers.
 func segmentID(run ulid.ULID, n int) (id ulid.ULID) {
 	sum := sha256.Sum256(binary.BigEndian.AppendUint64(run[:], uint64(n)))
@@ -176,8 +295,11 @@ func segmentID(run ulid.ULID, n int) (id ulid.ULID) {
 
 func (p *pass) segment(ctx context.Context, m *segment.Manifest, manifest objstore.Info, n int, i objstore.Info) error {
 	o := Object{Key: i.Key, Bytes: i.Size, Time: manifest.LastModified}
-	if i.LastModified.After(o.Time) {
-		o.Time = i.LastModified
+	// The store's clock may have been behind for a while: names tell the time, too.
+	for _, t := range []time.Time{i.LastModified, m.Window().Last.Timestamp(), m.Run.Timestamp()} {
+		if t.After(o.Time) {
+			o.Time = t
+		}
 	}
 	id := segmentID(m.Run, n)
 	if known, ok := p.blockers.get(id); ok && p.keeps(&o, known) {
@@ -257,9 +379,9 @@ func (c *contents) add(object ulid.ULID, topic string, partition int32, offset u
 }
 
 // covered deletes the WAL objects whose batches are all in segments.
-func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objstore.Info, there map[int]objstore.Info) error {
+func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objstore.Info) error {
 	window := m.Window()
-	if p.swept[window] || p.now.Sub(manifest.LastModified) < p.opt.Timing.Grace || len(there) != len(m.Segments) {
+	if p.swept[window] || p.now.Sub(manifest.LastModified) < p.opt.Timing.Grace {
 		return nil
 	}
 	// What is there of what it covers.
@@ -302,6 +424,10 @@ func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objsto
 			return nil // segment says what is wrong with it; its WAL objects stay
 		}
 		for e := range f.Entries() {
+			at := segment.Place{Topic: e.Topic, Partition: e.Partition}
+			if at.Compare(m.Segments[n].First) < 0 || at.Compare(m.Segments[n].Last) > 0 {
+				continue // readers would not look for it here
+			}
 			c := held[e.Object]
 			if c == nil {
 				c = &contents{}

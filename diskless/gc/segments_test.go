@@ -174,21 +174,22 @@ func TestWhatCompactorsLeave(t *testing.T) {
 		r.store.aged[key] = time.Now().Add(-age)
 		return key
 	}
+	keys := r.objectsOfOneHour(2, "kept")
+	crashed := func(age time.Duration) string { return r.lose(r.compact(age, nil, keys...)) }
 	r.opt.Timing.Grace = time.Second // a listing is news for half of it
-	old := put(segment.DataKey(ulid.Make(), 0), 30*time.Hour)
-	working := put(segment.DataKey(ulid.Make(), 0), 2*time.Hour)
+	old, working := crashed(30*time.Hour), crashed(2*time.Hour)
 	claim := put(segment.ClaimsPrefix+"1/x", 30*time.Hour)
 	claimed := put(segment.ClaimsPrefix+"1/y", time.Hour)
 	odd := put(segment.DataPrefix+"readme", 30*time.Hour)
+	garbled := put(segment.DataKey(ulid.Make(), 0), 30*time.Hour)
 	r.passes(1)
-	for key, want := range map[string]bool{old: false, working: true, claim: false, claimed: true, odd: true} {
+	for key, want := range map[string]bool{old: false, working: true, claim: false, claimed: true, odd: true, garbled: true} {
 		if r.has(key) != want {
 			t.Errorf("%s: there %v, want %v", key, !want, want)
 		}
 	}
 	// With a manifest that cannot be read, it is not known whose segments are whose.
-	again := put(segment.DataKey(ulid.Make(), 0), 30*time.Hour)
-	keys := r.objectsOfOneHour(1, "kept")
+	again := crashed(30 * time.Hour)
 	m, _ := r.compact(20*time.Hour, nil, keys...)
 	r.faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
 		if op == objstore.OpGet && key == m.Window().Key() {
@@ -199,5 +200,101 @@ func TestWhatCompactorsLeave(t *testing.T) {
 	r.passes(1)
 	if !r.has(again) {
 		t.Error("deleted in doubt")
+	}
+	// Another run has compacted its objects, which are gone by now.
+	r.faulty.Decide(nil)
+	r.passes(1)
+	r.store.aged[working] = time.Now().Add(-30 * time.Hour)
+	r.passes(1)
+	if r.has(working) || r.has(again) || r.has(keys[0]) {
+		t.Errorf("the crashed runs': %v, %v, the object: %v", r.has(working), r.has(again), r.has(keys[0]))
+	}
+}
+
+// lose takes a run's manifest away, and returns its first segment.
+func (r *rig) lose(m *segment.Manifest, data []string) string {
+	if err := r.store.Delete(r.t.Context(), m.Window().Key()); err != nil {
+		r.t.Fatal(err)
+	}
+	return data[0]
+}
+
+// TestManifestThatIsLost, of segments that are all that is left of WAL objects: with
+// it, or out of them, the records can still be had.
+func TestManifestThatIsLost(t *testing.T) {
+	r := newRig(t)
+	r.opt.Timing.Grace = 100 * time.Millisecond
+	keys := r.objectsOfOneHour(2, "kept")
+	m, data := r.compact(30*time.Hour, nil, keys...)
+	r.passes(2)
+	if r.has(keys[0]) || r.has(keys[1]) {
+		t.Fatal("not covered")
+	}
+	r.lose(m, data)
+	r.passes(3)
+	if !r.has(data[0]) {
+		t.Fatal("the only copy is deleted")
+	}
+	r.retain("kept")
+	for range 6 {
+		time.Sleep(50 * time.Millisecond)
+		r.passes(1)
+	}
+	if r.has(data[0]) {
+		t.Error("kept although nothing refers to it")
+	}
+}
+
+// TestStoreThatListsTooFew, without an error.
+func TestStoreThatListsTooFew(t *testing.T) {
+	for _, hidden := range []string{segment.DataPrefix, segment.WindowsPrefix} {
+		r := newRig(t)
+		r.opt.Timing.Grace = 100 * time.Millisecond
+		keys := r.objectsOfOneHour(2, "kept")
+		m, data := r.compact(30*time.Hour, nil, keys...)
+		r.passes(2)
+		if r.has(keys[0]) {
+			t.Fatal("not covered")
+		}
+		r.store.hidden = hidden
+		_, err := r.pass()
+		if !r.has(data[0]) || !r.has(m.Window().Key()) {
+			t.Errorf("%s is not listed: the segment is there: %v, the manifest: %v", hidden, r.has(data[0]), r.has(m.Window().Key()))
+		}
+		if hidden == segment.DataPrefix && err == nil {
+			t.Error("a store that does not list what is there is relied on")
+		}
+	}
+}
+
+// TestSegmentOfAClockThatWasBehind: its objects' names tell that it is younger.
+func TestSegmentOfAClockThatWasBehind(t *testing.T) {
+	r := newRig(t)
+	keys := []string{r.object(time.Minute, "other")}
+	_, data := r.compact(20*time.Hour, nil, keys...)
+	r.passes(3)
+	r.retain("other")
+	r.passes(4)
+	if !r.has(data[0]) {
+		t.Fatal("deleted, with a record of a minute ago")
+	}
+}
+
+// TestSegmentThatReadersDoNotLookInto stands for nothing.
+func TestSegmentThatReadersDoNotLookInto(t *testing.T) {
+	r := newRig(t)
+	keys := r.objectsOfOneHour(1, "kept", "other")
+	m, _ := r.compact(20*time.Hour, nil, keys...)
+	m.Segments[0].First.Topic, m.Segments[0].Last.Topic = "l", "l"
+	body, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.store.Put(t.Context(), m.Window().Key(), body); err != nil {
+		t.Fatal(err)
+	}
+	r.passes(3)
+	if !r.has(keys[0]) {
+		t.Fatal("deleted")
 	}
 }

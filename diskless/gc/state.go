@@ -26,6 +26,7 @@ type State struct {
 // Topic is what is known of a name.
 type Topic struct {
 	ID         ID           `json:"id"`         // of the topic that bears it; zero: none does
+	Former     []ID         `json:"former"`     // of topics that bore it, the last maxFormer
 	Seen       time.Time    `json:"seen"`       // when all brokers last agreed on that
 	Named      bool         `json:"named"`      // by some object, in the last whole walk
 	Beyond     Settling     `json:"beyond"`     // of partitions that do not exist; all of them when no topic does

@@ -164,6 +164,15 @@ func unseal(end []byte, magic string) ([]byte, error) {
 	return body, nil
 }
 
+// FooterSize is what footer and trailer of a segment take together, given its
+// end; 0 when that is not the end of a segment.
+func FooterSize(end []byte) int64 {
+	if len(end) < TrailerSize || string(end[len(end)-len(dataMagic):]) != dataMagic {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint32(end[len(end)-TrailerSize:])) + int64(TrailerSize)
+}
+
 // Footer is what a segment says of itself.
 type Footer struct {
 	objects []ulid.ULID
