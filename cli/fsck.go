@@ -287,7 +287,7 @@ func printStore(out io.Writer, s upkeep.FsckStore) {
 		fmt.Fprintf(out, "  orphan %s, %s, %s: %s\n", o.Key, humanize.IBytes(uint64(o.Size)), humanize.Time(o.Modified), what)
 	}
 	if s.Segments > 0 {
-		fmt.Fprintf(out, "  %s, %s, in %s; in none: %d\n", counted(s.Segments, "segment"), humanize.IBytes(uint64(s.SegmentBytes)), counted(s.Windows, "window"), s.UnnamedSegments)
+		fmt.Fprintf(out, "  %s, %s, in %s; in none: %d; collected: %d\n", counted(s.Segments, "segment"), humanize.IBytes(uint64(s.SegmentBytes)), counted(s.Windows, "window"), s.UnnamedSegments, s.GoneSegments)
 	}
 	for _, bad := range s.BadWindows {
 		fmt.Fprintf(out, "  %s\n", bad)

@@ -107,11 +107,13 @@ func (s *Server) openStore(ctx, background context.Context, st config.Store, met
 	}
 	s.stores.Store(st.Name, store)
 	s.tier.AddStore(st.Name, diskless.StoreHandle{Store: store, Ring: ring})
+	if s.compact != nil {
+		if err := s.startCompactor(background, st, meters); err != nil {
+			return err // this is done again, as a whole
+		}
+	}
 	if s.config.GC.Enabled {
 		s.startCollector(st.Name, objstore.NewRetrying(metered, storeAttempts))
-	}
-	if s.compact != nil {
-		return s.startCompactor(background, st, meters)
 	}
 	return nil
 }

@@ -38,7 +38,8 @@ type FsckStore struct {
 	SegmentBytes    int64    `json:"segment_bytes"`
 	Windows         int64    `json:"windows"`               // whose manifests say which segments count
 	UnnamedSegments int64    `json:"unnamed_segments"`      // in no manifest: a compactor's that is at work, or has crashed
-	BadWindows      []string `json:"bad_windows,omitempty"` // garbled, or a segment of theirs is missing: what they cover is read elsewhere, if at all
+	GoneSegments    int64    `json:"gone_segments"`         // named, and not there: collected when all that they held was dead; what is not dead and missed is a problem of its log
+	BadWindows      []string `json:"bad_windows,omitempty"` // garbled, or a segment of theirs has another size: what they cover is read elsewhere, if at all
 
 	Unknown     int64    `json:"unknown_keys"` // that sluice has not written
 	UnknownList []string `json:"unknown_list,omitempty"`
@@ -145,7 +146,7 @@ func (c *fsck) lookAtStore(ctx context.Context, name string, store objstore.Stor
 }
 
 // lookAtSegments finds the segments that no manifest names, and the manifests
-// that cannot be read or name segments that are not there.
+// that cannot be read or name segments that are not like that.
 func (s *FsckStore) lookAtSegments(ctx context.Context, store objstore.Store, segments map[string]int64, windows []segment.Window) error {
 	named := map[string]bool{}
 	for _, w := range windows {
@@ -165,7 +166,7 @@ func (s *FsckStore) lookAtSegments(ctx context.Context, store objstore.Store, se
 			key := m.Key(n)
 			named[key] = true
 			if size, ok := segments[key]; !ok {
-				s.BadWindows = append(s.BadWindows, fmt.Sprintf("%s: there is no %s", w.Key(), key))
+				s.GoneSegments++
 			} else if size != one.Size {
 				s.BadWindows = append(s.BadWindows, fmt.Sprintf("%s: %s has %d bytes, not %d", w.Key(), key, size, one.Size))
 			}
