@@ -228,21 +228,31 @@ func TestAnswersKeepTheOrderOfRequests(t *testing.T) {
 // TestNoPlaceholderBehindWhatABrokerMayHoldForHours: when it comes to it, the
 // object may be no more.
 func TestNoPlaceholderBehindWhatABrokerMayHoldForHours(t *testing.T) {
-	for _, tc := range []struct {
-		before []time.Duration // timeouts of Produces that are not answered
+	slow := func(timeout time.Duration) kmsg.Request {
+		req := produce(9, -1, [2]string{hot, "slow"})
+		req.TimeoutMillis = int32(timeout.Milliseconds())
+		return req
+	}
+	waits := func(most time.Duration) kmsg.Request {
+		req := fetchRequest(12, hot, 1, 1<<20)
+		req.MaxWaitMillis = int32(most.Milliseconds())
+		return req
+	}
+	for name, tc := range map[string]struct {
+		before []kmsg.Request // that are not answered
 		want   string
 	}{
-		{[]time.Duration{30 * time.Second, time.Minute}, "P1"},
-		{[]time.Duration{4 * time.Hour}, "one"},
-		{[]time.Duration{time.Hour, time.Hour, time.Hour, time.Minute}, "one"},
+		"a minute and a half": {[]kmsg.Request{slow(30 * time.Second), slow(time.Minute)}, "P1"},
+		"four hours":          {[]kmsg.Request{slow(4 * time.Hour)}, "one"},
+		"three and more":      {[]kmsg.Request{slow(time.Hour), slow(time.Hour), slow(time.Hour), slow(time.Minute)}, "one"},
+		"a Fetch":             {[]kmsg.Request{waits(500 * time.Millisecond)}, "P1"},
+		"a Fetch, four hours": {[]kmsg.Request{waits(4 * time.Hour)}, "one"},
 	} {
 		inBubble(t, proxy.Limits{}, func(r *rig) {
 			c, b := r.pair(on(true))
-			for i, timeout := range tc.before {
-				slow := produce(9, -1, [2]string{hot, "slow"})
-				slow.TimeoutMillis = int32(timeout.Milliseconds())
-				c.ask(int32(i), slow)
-				b.received(kmsg.NewPtrProduceRequest())
+			for i, req := range tc.before {
+				c.ask(int32(i), req)
+				b.received(req)
 			}
 			for n, want := range []string{tc.want, "P1"} {
 				corr := int32(100 + n)
@@ -251,18 +261,18 @@ func TestNoPlaceholderBehindWhatABrokerMayHoldForHours(t *testing.T) {
 				req := kmsg.NewPtrProduceRequest()
 				b.received(req)
 				if got := string(req.Topics[0].Partitions[0].Records); got != want {
-					t.Errorf("behind %v, answered: %v: the broker got %q, want %q", tc.before, n == 1, got, want)
+					t.Errorf("behind %s, answered: %v: the broker got %q, want %q", name, n == 1, got, want)
 				}
 				if n == 1 {
 					break
 				}
-				resp := kmsg.NewPtrProduceResponse()
-				resp.SetVersion(9)
-				for i := range tc.before {
+				for i, before := range tc.before {
+					resp := before.ResponseKind()
+					resp.SetVersion(before.GetVersion())
 					b.respond(int32(i), resp)
 					c.expect(int32(i))
 				}
-				b.respond(corr, resp)
+				b.respond(corr, req.ResponseKind())
 				c.expect(corr)
 			}
 			if n := r.sum("sluice_proxy_crowded_batches_total"); (n > 0) != (tc.want == "one") {

@@ -162,6 +162,7 @@ func (c *conn) fetch(r *request) error {
 	frame := r.in.b
 	r.answer = (*conn).fetchAnswer
 	r.limits.request = getInt32(frame, view.MaxAt)
+	r.holds = time.Duration(getInt32(frame, view.MinAt-4)) * time.Millisecond // max_wait_ms
 	most := min(r.limits.request, c.p.limits.fetchable())
 	if most < r.limits.request {
 		putInt32(frame, view.MaxAt, most)

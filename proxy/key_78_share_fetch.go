@@ -87,6 +87,7 @@ func (c *conn) shareFetch(r *request) error {
 	if idle {
 		pause = min(time.Duration(req.MaxWaitMillis)*time.Millisecond, maxSharePause)
 	}
+	r.holds = time.Duration(req.MaxWaitMillis) * time.Millisecond
 	replaceBody(r, req)
 	r.answer = func(c *conn, r *request, in *frame) ([][]byte, error) {
 		return c.shareFetchAnswer(r, in, session, pause)

@@ -44,7 +44,7 @@ type request struct {
 	limits        fetchLimits  // Fetch
 	clientID      string
 	charge        charge        // Produce
-	holds         time.Duration // Produce: the broker may take so long to begin with what comes after it
+	holds         time.Duration // Produce, Fetch, ShareFetch: the broker may take so long to begin with what comes after it
 	held          time.Duration // the same of any request, while the connection counts it
 
 	hydrated int // bytes of the answer that are held beside its frame
