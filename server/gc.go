@@ -19,7 +19,7 @@ var _ gc.Kafka = (*lowlatency.Cluster)(nil)
 func CollectorOptions(cfg config.GC, name string, store objstore.Store, cluster *lowlatency.Cluster, log zerolog.Logger) gc.Options {
 	return gc.Options{
 		Name: name, Store: store, Kafka: cluster, Logger: log,
-		Timing: gc.Timing{Margin: cfg.Margin, Grace: cfg.Grace, Apart: gc.DefaultApart, Missed: gc.DefaultMissed},
+		Timing: gc.Timing{Margin: cfg.Margin, Grace: cfg.Grace, Unheard: gc.DefaultUnheard, Apart: gc.DefaultApart, Missed: gc.DefaultMissed},
 		MinAge: cfg.MinAge, DeletesPerSecond: cfg.DeletesPerSecond,
 	}
 }

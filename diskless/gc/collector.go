@@ -61,6 +61,7 @@ type Options struct {
 const (
 	DefaultMargin  = 5 * time.Hour
 	DefaultGrace   = time.Hour
+	DefaultUnheard = 24 * time.Hour
 	DefaultApart   = time.Minute
 	DefaultMissed  = 24 * time.Hour
 	DefaultMinAge  = 12 * time.Hour
@@ -576,7 +577,7 @@ func (p *pass) keeps(o *Object, at place) bool {
 			Young:    "too young to tell",
 		}[reason]
 	case needs.After(v.Confirmed):
-		reason, why = Grace, fmt.Sprintf("settled, but not for %v yet", p.opt.Timing.Grace)
+		reason, why = Grace, "settled, but not for long enough yet"
 	case p.now.Sub(o.Time) < p.opt.MinAge:
 		reason, why = Young, fmt.Sprintf("younger than the minimum age of %v", p.opt.MinAge)
 	default:

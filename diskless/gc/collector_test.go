@@ -211,6 +211,27 @@ func TestTopicsThatAreGone(t *testing.T) {
 	}
 }
 
+// TestNamesThatWereNeverHeardOf have a longer grace: the state may be new, and the
+// topics yet to be restored.
+func TestNamesThatWereNeverHeardOf(t *testing.T) {
+	r := newRig(t)
+	r.opt.Timing.Unheard = 300 * time.Millisecond
+	heard := r.object(24*time.Hour, "other")
+	never := r.object(24*time.Hour, "never")
+	r.passes(2)
+	delete(r.kafka.topics, "other")
+	began := time.Now()
+	r.passes(3)
+	if r.has(heard) || !r.has(never) && time.Since(began) < 300*time.Millisecond {
+		t.Fatalf("heard of: %v, never: %v", r.has(heard), r.has(never))
+	}
+	time.Sleep(300 * time.Millisecond)
+	r.passes(2)
+	if r.has(never) {
+		t.Fatal("kept for ever")
+	}
+}
+
 // TestGraceBeginsAnew where other partitions are beyond those that exist: of the
 // topic before, or when there is none any more.
 func TestGraceBeginsAnew(t *testing.T) {

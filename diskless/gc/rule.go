@@ -17,6 +17,9 @@ type Timing struct {
 	// Grace is how long something has to be settled before that counts: readers
 	// that have begun get on, and followers learn where their leaders' logs begin.
 	Grace time.Duration
+	// Unheard is the same for a name that no topic has borne as far as we know: with a
+	// state that was lost, a cluster that is yet to be restored looks like that.
+	Unheard time.Duration
 	// Apart is the least time between the two looks that make a checkpoint.
 	Apart time.Duration
 	// Missed is how long a broker is waited for that is not alive any more.
@@ -120,7 +123,11 @@ func (t *Topic) observe(v tiers.TopicView, now time.Time, timing Timing) []Verdi
 	}
 	// A log that does not exist holds nothing, and what is appended once it does is
 	// of younger objects.
-	return append(verdicts, Verdict{Settled: now, Confirmed: t.Beyond.advance(now, now, timing.Grace), Waits: Young})
+	grace := timing.Grace
+	if t.ID == (ID{}) && len(t.Former) == 0 {
+		grace = max(grace, timing.Unheard)
+	}
+	return append(verdicts, Verdict{Settled: now, Confirmed: t.Beyond.advance(now, now, grace), Waits: Young})
 }
 
 func partitions(n int, born time.Time) []*Partition {
