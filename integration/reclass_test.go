@@ -22,7 +22,7 @@ import (
 // where SLUICE_FLIP_FOR=1h makes it an hour.
 const (
 	flipFor     = 2 * time.Minute
-	longFlipFor = 5 * time.Minute
+	longFlipFor = 3 * time.Minute
 )
 
 // fromEnv reads a value, or takes the default.
