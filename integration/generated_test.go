@@ -403,7 +403,7 @@ func TestGeneratedScripts(t *testing.T) {
 
 // generateFor is how long scripts are made in make test-full; SLUICE_GENERATE_FOR=1h
 // makes it an hour, and with SLUICE_SEED they begin there.
-const generateFor = 5 * time.Minute
+const generateFor = 2 * time.Minute
 
 func TestLongGeneratedScripts(t *testing.T) {
 	harness.Long(t)
