@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -283,11 +284,12 @@ func TestCopyResumesExactly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		left := 5 + random.IntN(12)
+		var left atomic.Int64 // partitions are copied at the same time
+		left.Store(5 + random.Int64N(12))
 		report, err = a.Copy(t.Context(), CopyOptions{
 			Topics: []CopyTopic{{"otel-src", "plain"}}, Target: target(t, r.kafka.ListenAddrs(), dial), OffsetsMap: offsets,
 			Resume: runs > 1, BytesPerSecond: 0,
-			crash: func() bool { left--; return left < 0 },
+			crash: func() bool { return left.Add(-1) < 0 },
 		})
 		if report != nil {
 			for _, p := range report.Topics {
