@@ -147,7 +147,7 @@ func (t *Tier) known(w *writer, tp tiers.TopicPartition, ref placeholder.Ref) (a
 			what = min(what, state.tells())
 			continue
 		}
-		if time.Since(f.listed) >= seldom {
+		if time.Since(f.listed) >= seldom && t.failed(folderName(w, segment.FolderPrefix(level, ref.Object.Timestamp()))) == nil {
 			what = unknown
 		}
 		for window := range f.spanning(ref.Object) {
@@ -193,7 +193,9 @@ func (p *storedPiece) fellBack(ctx context.Context, at place, err error) {
 	case errors.Is(err, objstore.ErrAccess):
 		reason = "access"
 	}
-	t.found.add(indexName(p.writer, in.manifest, in.number), failure{err, time.Now().Add(failedFor)}, indexOverhead)
+	index := indexName(p.writer, in.manifest, in.number)
+	t.found.remove(index)
+	t.fails(index, err)
 	t.metrics.fallbacks.WithLabelValues(reason).Inc()
 	if reason == "corrupt" && t.complaints.allow(complaint{p.tp, p.batch.BaseOffset(), "segment"}) {
 		t.log.Error().Err(err).Str("store", p.writer.name).Str("object", in.manifest.Key(in.number)).Str("wal_object", ObjectKey(p.ref.Object, false)).
@@ -289,13 +291,15 @@ func (t *Tier) index(ctx context.Context, w *writer, m *segment.Manifest, n int,
 // indexOverhead is about what keeping anything takes.
 const indexOverhead = 256
 
+func failureName(name string) string                       { return "!" + name }
 func folderName(w *writer, prefix string) string           { return w.name + "/" + prefix }
 func manifestName(w *writer, window segment.Window) string { return w.name + "/" + window.Key() }
 func indexName(w *writer, m *segment.Manifest, n int) string {
 	return w.name + "/" + m.Run.String() + "-" + strconv.Itoa(n)
 }
 
-// failure is kept in the place of what could not be read.
+// failure is kept beside what could not be read: a listing of before is still good
+// for what it has.
 type failure struct {
 	err   error
 	until time.Time
@@ -320,45 +324,65 @@ func (p presence) tells() knowledge {
 
 // kept returns what is in memory.
 func kept[T any](t *Tier, name string) (v T, state presence) {
-	switch kept := t.found.get(name).(type) {
-	case T:
-		return kept, present
-	case failure:
-		if time.Now().Before(kept.until) {
-			return v, failed
-		}
+	if v, ok := t.found.get(name).(T); ok {
+		return v, present
+	}
+	if t.failed(name) != nil {
+		return v, failed
 	}
 	return v, absent
 }
 
+// fails notes that something could not be read.
+func (t *Tier) fails(name string, err error) {
+	t.found.add(failureName(name), failure{err, time.Now().Add(failedFor)}, indexOverhead)
+}
+
+// failed returns why something could not be read a moment ago, or nil.
+func (t *Tier) failed(name string) error {
+	if f, ok := t.found.get(failureName(name)).(failure); ok && time.Now().Before(f.until) {
+		return f.err
+	}
+	return nil
+}
+
 // lookUp reads what leads to segments, once for all who want it. A failure is
 // remembered for a moment, but for who insists: it must not hold up every reader
-// of what the WAL object still has.
+// of what the WAL object still has. Who insists may wait for longer, too.
 func lookUp[T any](ctx context.Context, t *Tier, w *writer, name string, insist bool, read func(context.Context, objstore.Store) (T, int64, error)) (none T, err error) {
-	if f, ok := t.found.get(name).(failure); ok && !insist && time.Now().Before(f.until) {
-		return none, f.err
+	if err := t.failed(name); err != nil && !insist {
+		return none, err
+	}
+	share := time.Duration(lookUpShare)
+	if insist {
+		share = insistShare
 	}
 	return awaited[T](ctx, t.loads.DoChan("/"+name, func() (any, error) {
 		store, err := t.readable(w)
 		if err != nil {
 			return nil, err
 		}
-		ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout/lookUpShare)
+		ctx, cancel := context.WithTimeout(t.ctx, t.limits.GetTimeout/share)
 		defer cancel()
 		t.metrics.lookups.Inc()
 		v, size, err := read(ctx, store)
 		if err != nil {
-			t.found.add(name, failure{err, time.Now().Add(failedFor)}, indexOverhead)
+			t.fails(name, err)
 			return nil, err
 		}
+		t.found.remove(failureName(name))
 		t.found.add(name, v, size)
 		return v, nil
 	}))
 }
 
 // lookUpShare of the time for a GET is for what leads there: the WAL object may
-// have to be read after it.
-const lookUpShare = 4
+// have to be read after it. insistShare is when that has failed: then a listing that
+// hangs must leave time for the other level's only.
+const (
+	lookUpShare = 4
+	insistShare = 2
+)
 
 // pastMiddle reports whether a batch ends in the second half of what its chunk
 // holds of its partition: its reader will soon want the next chunk.

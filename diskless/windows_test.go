@@ -278,6 +278,66 @@ func TestAHangingListing(t *testing.T) {
 	})
 }
 
+// TestAListingThatFailsForgetsNothing: what an earlier listing told stays known
+// while a new one cannot be had.
+func TestAListingThatFailsForgetsNothing(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(10, 2, 4000)
+		objects := listed(t, r.memory, WALPrefix)
+		left, covered := objects[5], slices.Delete(slices.Clone(objects), 5, 6)
+		compacted(t, r.memory, segment.Level1, covered...)
+		reader := r.another(Limits{CacheBytes: 200 << 10, ChunkBytes: 1 << 10}) // what leads there, but little payload
+		for _, s := range all {
+			s.wantReadable(reader)
+		}
+		remove(t, r.memory, covered...)
+		time.Sleep(2 * seldom)
+		r.faulty.Decide(func(op objstore.Op, _ string) objstore.Fault {
+			if op == objstore.OpList {
+				return objstore.Fault{Err: objstore.ErrUnavailable}
+			}
+			return objstore.Fault{}
+		})
+		before := r.lines()
+		for range 2 {
+			for _, s := range all { // that of left has the folder listed again
+				s.wantReadable(reader)
+			}
+		}
+		if gets(r, before, objstore.OpGet, left) == 0 || gets(r, before, objstore.OpList, "") == 0 {
+			t.Error("nothing had to be listed")
+		}
+		if n := gets(r, before, objstore.OpList, ""); n > 2 {
+			t.Errorf("%d listings in a moment: those that fail are not remembered", n)
+		}
+	})
+}
+
+// TestASlowStoreGetsThere: what leads to segments may take longer than its share
+// of a reader's time when there is nowhere else to read.
+func TestASlowStoreGetsThere(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(2, 2, 4000)
+		objects := listed(t, r.memory, WALPrefix)
+		compacted(t, r.memory, segment.Level1, objects...)
+		remove(t, r.memory, objects...)
+		reader := r.another(Limits{})
+		r.faulty.Decide(func(objstore.Op, string) objstore.Fault {
+			return objstore.Fault{Delay: reader.limits.GetTimeout * 3 / 8}
+		})
+		var err error
+		for range 20 { // as a consumer does
+			ctx, cancel := context.WithTimeout(context.Background(), reader.limits.GetTimeout)
+			_, err = load(ctx, reader, all[0].tp, plain.appends(all[0].placeholder()))
+			cancel()
+			if err == nil {
+				return
+			}
+		}
+		t.Error(err)
+	})
+}
+
 // TestSegmentsMove: segments that were merged into others, and collected, are
 // found again, by readers who knew the old ones too.
 func TestSegmentsMove(t *testing.T) {
