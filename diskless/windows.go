@@ -193,14 +193,19 @@ func (p *storedPiece) fellBack(ctx context.Context, at place, err error) {
 	case errors.Is(err, objstore.ErrAccess):
 		reason = "access"
 	}
-	index := indexName(p.writer, in.manifest, in.number)
-	t.found.remove(index)
-	t.fails(index, err)
+	t.avoid(indexName(p.writer, in.manifest, in.number), err)
 	t.metrics.fallbacks.WithLabelValues(reason).Inc()
 	if reason == "corrupt" && t.complaints.allow(complaint{p.tp, p.batch.BaseOffset(), "segment"}) {
 		t.log.Error().Err(err).Str("store", p.writer.name).Str("object", in.manifest.Key(in.number)).Str("wal_object", ObjectKey(p.ref.Object, false)).
 			Msg("a segment does not hold what its footer says; the WAL object is read instead, while it is there: run sluice fsck")
 	}
+}
+
+// avoid has a segment left alone for a moment, by all who find their batches
+// elsewhere.
+func (t *Tier) avoid(index string, err error) {
+	t.found.remove(index)
+	t.fails(index, err)
 }
 
 // folder is the windows of an hour, or a day, as they were listed.
@@ -295,7 +300,10 @@ func failureName(name string) string                       { return "!" + name }
 func folderName(w *writer, prefix string) string           { return w.name + "/" + prefix }
 func manifestName(w *writer, window segment.Window) string { return w.name + "/" + window.Key() }
 func indexName(w *writer, m *segment.Manifest, n int) string {
-	return w.name + "/" + m.Run.String() + "-" + strconv.Itoa(n)
+	return segmentName(w, m.Run, n)
+}
+func segmentName(w *writer, run ulid.ULID, n int) string {
+	return w.name + "/" + run.String() + "-" + strconv.Itoa(n)
 }
 
 // failure is kept beside what could not be read: a listing of before is still good

@@ -338,6 +338,41 @@ func TestASlowStoreGetsThere(t *testing.T) {
 	})
 }
 
+// TestAHangingSegment holds up a reader who leaves before the GET ends once in a
+// while, not at every WAL object anew.
+func TestAHangingSegment(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(30, 1, 4000)
+		compacted(t, r.memory, segment.Level1, listed(t, r.memory, WALPrefix)...)
+		reader := r.another(Limits{})
+		var footers sync.Map
+		r.faulty.Decide(func(_ objstore.Op, key string) objstore.Fault {
+			if strings.HasPrefix(key, segment.DataPrefix) {
+				if _, read := footers.LoadOrStore(key, true); read {
+					return objstore.Fault{Delay: time.Hour}
+				}
+			}
+			return objstore.Fault{Delay: 10 * time.Millisecond}
+		})
+		missed := 0
+		for _, s := range all {
+			for {
+				ctx, cancel := context.WithTimeout(context.Background(), reader.limits.GetTimeout-time.Millisecond) // some of it is spent before the GET
+				_, err := load(ctx, reader, s.tp, plain.appends(s.placeholder()))
+				cancel()
+				time.Sleep(100 * time.Millisecond)
+				if err == nil {
+					break
+				}
+				missed++
+			}
+		}
+		if missed > 2 {
+			t.Errorf("the reader was told to come again %d times", missed)
+		}
+	})
+}
+
 // TestSegmentsMove: segments that were merged into others, and collected, are
 // found again, by readers who knew the old ones too.
 func TestSegmentsMove(t *testing.T) {
