@@ -30,9 +30,12 @@ configuration. Nobody else may write to it meanwhile.
 
 It may be interrupted, or killed, at any time: --resume goes on, and no record is
 lost or doubled. For that, its progress is committed in the target cluster, as
-offsets of the group sluice-copy-TARGET. It takes READ on the source, and on the
-target cluster CREATE, WRITE, READ and DESCRIBE on the target, READ on that group,
-and IDEMPOTENT_WRITE before Kafka 3.0.
+offsets of the group sluice-copy-TARGET. It takes READ on the source, DESCRIBE_CONFIGS
+to make a target as it is, and on the target cluster CREATE, WRITE, READ and
+DESCRIBE_CONFIGS on the target, READ on that group, and IDEMPOTENT_WRITE before
+Kafka 3.0.
+
+With --follow, when one partition cannot be copied any more, all of it ends.
 
 Without --to the target is a topic of the same cluster. --to names brokers, or a
 sluice. Exit codes: 0 all of it was copied, up to where the source ended at the

@@ -159,14 +159,17 @@ func (a *Access) Copy(ctx context.Context, opt CopyOptions) (*CopyReport, error)
 		}
 		parts = append(parts, some...)
 	}
-	var copying errgroup.Group
+	copying, together := errgroup.WithContext(ctx)
 	if !opt.Follow {
 		copying.SetLimit(partitionsAtATime)
+		together = ctx
 	}
 	for _, p := range parts {
 		copying.Go(func() error {
-			p.err = p.run(ctx)
-			return nil
+			// When one cannot be followed any more, all end: who waits for them would
+			// not hear of it.
+			p.err = p.run(together)
+			return p.err
 		})
 	}
 	_ = copying.Wait()
@@ -181,6 +184,9 @@ func (a *Access) Copy(ctx context.Context, opt CopyOptions) (*CopyReport, error)
 		c.report.Topics = append(c.report.Topics, p.CopyPartition)
 		c.report.Records += p.Records
 	}
+	if err := c.grown(ctx); err != nil {
+		errs = append(errs, err)
+	}
 	c.report.Bytes = c.prog.Bytes
 	c.report.Ended = time.Now().UTC()
 	c.report.Complete = len(errs) == 0 && ctx.Err() == nil
@@ -191,6 +197,34 @@ func (a *Access) Copy(ctx context.Context, opt CopyOptions) (*CopyReport, error)
 		errs = append(errs, ctx.Err())
 	}
 	return c.report, errors.Join(errs...)
+}
+
+// grown is an error when topics have partitions by now that are not copied.
+func (c *copier) grown(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	copied := map[string]int{}
+	for _, p := range c.report.Topics {
+		copied[p.Topic]++
+	}
+	req := kmsg.NewPtrMetadataRequest()
+	for _, name := range slices.Sorted(maps.Keys(copied)) {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = &name
+		req.Topics = append(req.Topics, t)
+	}
+	resp, err := req.RequestWith(ctx, c.Cluster.Client())
+	if err != nil {
+		return fmt.Errorf("whether the topics have more partitions by now: %w", err)
+	}
+	var errs []error
+	for _, t := range resp.Topics {
+		if t.Topic == nil || len(t.Partitions) <= copied[*t.Topic] {
+			continue
+		}
+		errs = append(errs, fmt.Errorf("%s has %d partitions by now, and %d were copied: give the target as many with kafka-topics --alter, and go on with --resume", *t.Topic, len(t.Partitions), copied[*t.Topic]))
+	}
+	return errors.Join(errs...)
 }
 
 // group is under whose name a copy's progress is committed in the target cluster.
@@ -230,7 +264,7 @@ func (c *copier) begin(ctx context.Context, t CopyTopic) (parts []*partCopy, err
 		return nil, fmt.Errorf("the target: %w", err)
 	}
 	if len(targets) != len(sources) {
-		return nil, fmt.Errorf("the target has %d partitions, the source %d: records keep their partitions, so name another target", len(targets), len(sources))
+		return nil, fmt.Errorf("the target has %d partitions, the source %d: records keep their partitions, so give it as many with kafka-topics --alter if it has fewer, or name another target", len(targets), len(sources))
 	}
 	adm := kadm.NewClient(c.opt.Target.Client())
 	var committed kadm.OffsetResponses
@@ -313,6 +347,9 @@ func (c *copier) makeTarget(ctx context.Context, t CopyTopic, partitions int) er
 			return fmt.Errorf("the target's configuration: %w", err)
 		}
 		for _, r := range configs {
+			if r.Err != nil {
+				return fmt.Errorf("the target's configuration: %w", r.Err)
+			}
 			for _, v := range r.Configs {
 				if v.Key == timestampType && v.MaybeValue() == "LogAppendTime" {
 					return fmt.Errorf("the target has %s=LogAppendTime, which would give records new timestamps: set it to CreateTime while it is copied", timestampType)
@@ -420,6 +457,8 @@ func (p *partCopy) run(ctx context.Context) (err error) {
 			}
 		case err != nil:
 			return err
+		case done && p.At < p.known:
+			return fmt.Errorf("the target ends at %d, and the source's last record is at %d there: somebody else writes to it, or the source has lost records; copy to a topic of its own", p.known, p.At-1)
 		case done:
 			return nil
 		}
@@ -496,10 +535,14 @@ func (p *partCopy) take(ctx context.Context, f lowlatency.Fetched) error {
 		if !b.IsV2() {
 			return fmt.Errorf("offset %d: %w: it is of the format of before Kafka 0.11", b.BaseOffset(), errBatch)
 		}
-		last := b.BaseOffset() + int64(b.LastOffsetDelta())
 		if b.BaseOffset() >= f.Stable {
 			break
 		}
+		// Before anything is believed that it covers: it may say that nothing is in it.
+		if b.CRC() != b.ComputeCRC() {
+			return errors.Join(p.flush(ctx, some, after), fmt.Errorf("offset %d: the checksum of the batch in the broker's log is wrong", b.BaseOffset()))
+		}
+		last := b.BaseOffset() + int64(b.LastOffsetDelta())
 		for len(aborted) > 0 && aborted[0].First <= last {
 			hidden[aborted[0].ProducerID] = true
 			aborted = aborted[1:]
@@ -517,9 +560,6 @@ func (p *partCopy) take(ctx context.Context, f lowlatency.Fetched) error {
 		if b.IsControl() || b.IsTransactional() && hidden[b.ProducerID()] || b.NumRecords() == 0 {
 			after = last + 1
 			continue
-		}
-		if b.CRC() != b.ComputeCRC() {
-			return fmt.Errorf("offset %d: the checksum of the batch in the broker's log is wrong", b.BaseOffset())
 		}
 		v, err := p.resolve(ctx, b)
 		if err != nil {
@@ -783,7 +823,7 @@ func (p *partCopy) verify(ctx context.Context, records []record) ([]record, erro
 }
 
 func (p *partCopy) foreign(offset int64) error {
-	return fmt.Errorf("the target holds something else at offset %d than the source at %d: somebody else writes to it, or the source is another; copy to a topic of its own", offset, p.Next)
+	return fmt.Errorf("the target holds something else at offset %d than the source at %d: somebody else writes to it, or the source is another, or was compacted since; copy to a topic of its own", offset, p.Next)
 }
 
 // fetchTarget reads the target's log.
@@ -894,7 +934,7 @@ func (p *partCopy) produce(ctx context.Context, b wire.Batch, n int) error {
 			if err := p.save(ctx); err != nil {
 				return err
 			}
-		case isKafka(err) && !kerr.IsRetriable(err), time.Now().After(deadline):
+		case errors.Is(err, errStamped), isKafka(err) && !kerr.IsRetriable(err), time.Now().After(deadline):
 			return err
 		}
 		select {
@@ -906,6 +946,9 @@ func (p *partCopy) produce(ctx context.Context, b wire.Batch, n int) error {
 		_ = p.findTarget(ctx) // its leader
 	}
 }
+
+// errStamped is a target that was changed while it is copied to.
+var errStamped = fmt.Errorf("the target has %s=LogAppendTime by now, and has given the records new timestamps: set it to CreateTime, and copy to a topic of its own", timestampType)
 
 func (p *partCopy) produceOnce(ctx context.Context, b wire.Batch) (int64, error) {
 	req := kmsg.NewPtrProduceRequest()
@@ -926,6 +969,9 @@ func (p *partCopy) produceOnce(ctx context.Context, b wire.Batch) (int64, error)
 	err = kerr.ErrorForCode(got.ErrorCode)
 	if err != nil && got.ErrorMessage != nil {
 		err = fmt.Errorf("%w (%s)", err, *got.ErrorMessage)
+	}
+	if err == nil && got.LogAppendTime >= 0 {
+		err = errStamped
 	}
 	return got.BaseOffset, err
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/lowlatency"
@@ -424,4 +425,101 @@ func TestCopyFollows(t *testing.T) {
 	r.write(r.proxied, "otel-src", 0, 5)
 	copied(5)
 	compareCopy(t, consume(t, []string{r.bootstrap}, "otel-src"), consume(t, r.kafka.ListenAddrs(), "plain"))
+}
+
+// What somebody else has written behind the copy's end is noticed also when the
+// source has nothing new to hold it against.
+func TestCopyNoticesWhatIsBeyondTheSource(t *testing.T) {
+	r := newRig(t, kfake.SeedTopics(1, "otel-src"))
+	r.write(r.proxied, "otel-src", 0, 3)
+	a, _ := r.access()
+	opt := CopyOptions{Topics: []CopyTopic{{"otel-src", "plain"}}, Target: target(t, r.kafka.ListenAddrs(), nil)}
+	if _, err := a.Copy(t.Context(), opt); err != nil {
+		t.Fatal(err)
+	}
+	opt.Resume = true
+	if _, err := a.Copy(t.Context(), opt); err != nil {
+		t.Fatal(err)
+	}
+	r.write(r.direct, "plain", 0, 2)
+	if report, err := a.Copy(t.Context(), opt); err == nil || !strings.Contains(err.Error(), "somebody else writes to it") || report.Complete {
+		t.Errorf("%v: %+v", err, report)
+	}
+}
+
+// Partitions that a source gets while it is copied are not left behind unsaid, and
+// are copied when the target has them, too.
+func TestCopyOfATopicThatGetsPartitions(t *testing.T) {
+	r := newRig(t, kfake.SeedTopics(1, "otel-src"))
+	adm := kadm.NewClient(r.direct)
+	r.write(r.direct, "otel-src", 0, 3)
+	a, _ := r.access()
+	opt := CopyOptions{Topics: []CopyTopic{{"otel-src", "plain"}}, Target: target(t, r.kafka.ListenAddrs(), nil)}
+	var once sync.Once
+	opt.Progress = func(CopyProgress) {
+		once.Do(func() {
+			if got, err := adm.CreatePartitions(t.Context(), 1, "otel-src"); err != nil || got.Error() != nil {
+				t.Error(err, got.Error())
+			}
+		})
+	}
+	report, err := a.Copy(t.Context(), opt)
+	if err == nil || !strings.Contains(err.Error(), "otel-src has 2 partitions by now, and 1 were copied") || report.Complete {
+		t.Errorf("%v: %+v", err, report)
+	}
+	if got, err := adm.CreatePartitions(t.Context(), 1, "plain"); err != nil || got.Error() != nil {
+		t.Fatal(err, got.Error())
+	}
+	r.write(r.client(r.kafka.ListenAddrs()...), "otel-src", 1, 4)
+	a, _ = r.access() // which knows of it
+	opt.Resume, opt.Target = true, target(t, r.kafka.ListenAddrs(), nil)
+	if _, err := a.Copy(t.Context(), opt); err != nil {
+		t.Fatal(err)
+	}
+	if n := compareCopy(t, consume(t, []string{r.bootstrap}, "otel-src"), consume(t, r.kafka.ListenAddrs(), "plain")); n != 7 {
+		t.Errorf("%d records", n)
+	}
+}
+
+// A partition that cannot be followed any more ends all: who waits would not hear
+// of it.
+func TestCopyThatFollowsEndsWithOnePartition(t *testing.T) {
+	r := newRig(t, kfake.SeedTopics(2, "otel-src"))
+	r.write(r.direct, "otel-src", 0, 3)
+	r.write(r.proxied, "otel-src", 1, 3)
+	a, _ := r.access()
+	path, _ := r.file(r.batches(a, "otel-src", 1)[0])
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	report, err := a.Copy(ctx, CopyOptions{Topics: []CopyTopic{{"otel-src", "plain"}}, Target: target(t, r.kafka.ListenAddrs(), nil), Follow: true})
+	if err == nil || errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "--skip-unreadable") || report.Complete || ctx.Err() != nil {
+		t.Errorf("%v, %v: %+v", err, ctx.Err(), report)
+	}
+}
+
+// A target that is told meanwhile to stamp records itself ends the copy.
+func TestCopyNoticesATargetThatStamps(t *testing.T) {
+	r := newRig(t, kfake.SeedTopics(1, "otel-src"), kfake.SeedTopics(1, "plain"))
+	r.write(r.direct, "otel-src", 0, 3)
+	a, _ := r.access()
+	c := &copier{Access: a, opt: CopyOptions{Target: target(t, r.kafka.ListenAddrs(), nil)}, bytes: limiter(0, byteBurst), report: &CopyReport{}}
+	parts, err := c.begin(t.Context(), CopyTopic{"otel-src", "plain"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.kafka.ControlKey(int16(kmsg.Produce), func(k kmsg.Request) (kmsg.Response, error, bool) {
+		req := k.(*kmsg.ProduceRequest)
+		resp := req.ResponseKind().(*kmsg.ProduceResponse)
+		topic, p := kmsg.NewProduceResponseTopic(), kmsg.NewProduceResponseTopicPartition()
+		topic.Topic, topic.TopicID, p.LogAppendTime = req.Topics[0].Topic, req.Topics[0].TopicID, 1_800_000_000_000
+		topic.Partitions = append(topic.Partitions, p)
+		resp.Topics = append(resp.Topics, topic)
+		return resp, nil, true
+	})
+	if err := parts[0].run(t.Context()); err == nil || !strings.Contains(err.Error(), "new timestamps") {
+		t.Error(err)
+	}
 }

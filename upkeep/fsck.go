@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"hash/fnv"
 	"maps"
 	"slices"
@@ -603,15 +605,28 @@ func (c *fsck) more(ctx context.Context, r *logRun) error {
 			break
 		}
 		records = rest
-		if !b.IsV2() {
+		if !b.IsV2() && soundOld(b) {
 			r.next = max(r.next, b.BaseOffset()+1) // of before 0.11: no placeholder
 			continue
 		}
-		after := b.BaseOffset() + int64(b.LastOffsetDelta()) + 1
+		after := b.BaseOffset() + 1
+		if b.IsV2() {
+			after += int64(b.LastOffsetDelta())
+		}
+		if !b.IsV2() || b.CRC() != b.ComputeCRC() {
+			// Where it ends may be garbled, too: it is before the next batch.
+			latest := end
+			if following, _, ok := wire.NextBatch(rest); ok && following.BaseOffset() > b.BaseOffset() {
+				latest = following.BaseOffset()
+			}
+			if !b.IsV2() || after <= b.BaseOffset() || after > latest {
+				after = latest
+			}
+		}
 		if after <= r.next {
 			continue
 		}
-		it, err := c.lookAt(ctx, r.tp, b)
+		it, err := c.lookAt(ctx, r.tp, b, after)
 		if err != nil {
 			return err
 		}
@@ -632,11 +647,21 @@ func (c *fsck) more(ctx context.Context, r *logRun) error {
 	return nil
 }
 
+// soundOld reports whether an entry of a message set of before Kafka 0.11 has the
+// checksum that it names: offset, size, CRC-32 of all that follows.
+func soundOld(b wire.Batch) bool {
+	const at = wire.LogOverhead
+	return b.Magic() >= 0 && b.Magic() < 2 && binary.BigEndian.Uint32(b[at:]) == crc32.ChecksumIEEE(b[at+4:])
+}
+
 // lookAt returns a placeholder, or a batch that is spoilt, and nil for any other
-// batch. An error is that keys cannot be read.
-func (c *fsck) lookAt(ctx context.Context, tp tiers.TopicPartition, b wire.Batch) (*item, error) {
-	it := &item{first: b.BaseOffset(), last: b.BaseOffset() + int64(b.LastOffsetDelta()), records: b.NumRecords()}
-	if b.CRC() != b.ComputeCRC() {
+// batch; after is where the next one begins. An error is that keys cannot be read.
+func (c *fsck) lookAt(ctx context.Context, tp tiers.TopicPartition, b wire.Batch, after int64) (*item, error) {
+	it := &item{first: b.BaseOffset(), last: after - 1}
+	if b.IsV2() {
+		it.records = max(0, b.NumRecords())
+	}
+	if !b.IsV2() || b.CRC() != b.ComputeCRC() {
 		return it.spoilt(LogBatch, "the checksum of the batch in the broker's log is wrong"), nil
 	}
 	if !placeholder.Candidate(b) {
