@@ -252,16 +252,20 @@ func (c *Compactor) Pass(ctx context.Context) error {
 // Progress is what has been done so far.
 func (c *Compactor) Progress() Progress { return c.now }
 
-// backlog counts the WAL objects that a pass looks at, compacted or not.
+// backlog counts the WAL objects that a pass looks at, compacted or not. There may
+// be more than one listing has time for.
 func (c *Compactor) backlog(ctx context.Context, ripe time.Time) (objects int, err error) {
-	err = c.objects(ctx, c.settled, func(o object) error {
-		if _, end := c.slot(o.id); end.After(ripe) {
-			return errEnough
+	for after, more := c.settled, true; more; {
+		var windows []window
+		if windows, more, err = c.list(ctx, after, ripe); err != nil {
+			return 0, err
 		}
-		objects++
-		return nil
-	})
-	return objects, err
+		for _, w := range windows {
+			objects += len(w.objects)
+			after = w.objects[len(w.objects)-1].key()
+		}
+	}
+	return objects, nil
 }
 
 // object is a WAL object, as it was listed.

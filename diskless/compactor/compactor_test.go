@@ -681,6 +681,43 @@ func TestRetention(t *testing.T) {
 	})
 }
 
+// crowd lists slowly, and ends with what comes next.
+type crowd struct{ objstore.Store }
+
+var errNext = errors.New("listed")
+
+func (c crowd) List(ctx context.Context, prefix, after string, fn func(objstore.Info) error) error {
+	return c.Store.List(ctx, prefix, after, func(i objstore.Info) error {
+		time.Sleep(3 * time.Millisecond)
+		return fn(i)
+	})
+}
+
+func (c crowd) PutIfAbsent(context.Context, string, []byte) error { return errNext }
+
+// TestManyObjects: more objects than can be listed by one request are counted all
+// the same.
+func TestManyObjects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := objstore.NewMemory()
+		const n = 50_000
+		for range n {
+			if err := store.Put(t.Context(), diskless.ObjectKey(ulid.Make(), false), nil); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(time.Hour)
+		c := compactor.New(compactor.Options{Store: crowd{store}, Name: "default", Logger: zerolog.Nop(), Progress: func(compactor.Progress) {}})
+		if err := c.Pass(t.Context()); !errors.Is(err, errNext) {
+			t.Error(err)
+		}
+		if got := c.Progress().Backlog; got != n {
+			t.Errorf("%d objects were counted, of %d", got, n)
+		}
+	})
+}
+
 // TestForeground: nothing is asked of the store while others need it more, and no
 // more than is allowed otherwise.
 func TestForeground(t *testing.T) {
