@@ -415,7 +415,7 @@ func (t *Tier) get(w *writer, store objstore.Store, c chunk) ([]byte, error) {
 	b, err := store.Get(ctx, key, c.from, c.length)
 	t.noteRead(w, store, key, err)
 	if err != nil {
-		if c.kind == segmentObject && !errors.Is(err, objstore.ErrBusy) {
+		if c.kind == segmentObject {
 			t.avoid(segmentName(w, c.id, c.number), err) // whoever waited may have left
 		}
 		return nil, err

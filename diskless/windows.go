@@ -204,6 +204,9 @@ func (p *storedPiece) fellBack(ctx context.Context, at place, err error) {
 // avoid has a segment left alone for a moment, by all who find their batches
 // elsewhere.
 func (t *Tier) avoid(index string, err error) {
+	if errors.Is(err, objstore.ErrBusy) {
+		return
+	}
 	t.found.remove(index)
 	t.fails(index, err)
 }
@@ -341,8 +344,12 @@ func kept[T any](t *Tier, name string) (v T, state presence) {
 	return v, absent
 }
 
-// fails notes that something could not be read.
+// fails notes that something could not be read. That this replica had no room for
+// the request says nothing of it.
 func (t *Tier) fails(name string, err error) {
+	if errors.Is(err, objstore.ErrBusy) {
+		return
+	}
 	t.found.add(failureName(name), failure{err, time.Now().Add(failedFor)}, indexOverhead)
 }
 

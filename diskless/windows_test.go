@@ -373,6 +373,31 @@ func TestAHangingSegment(t *testing.T) {
 	})
 }
 
+// TestBusyReplica: a lookup that found no room for its request says nothing of the
+// store. Were it remembered, a replay would go on with WAL objects, and have less
+// room yet.
+func TestBusyReplica(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(2, 1, 4000)
+		compacted(t, r.memory, segment.Level1, listed(t, r.memory, WALPrefix)...)
+		reader := newTier(t, objstore.NewLimited(r.store, 1, 1), r.ring, Limits{})
+		r.faulty.Decide(func(_ objstore.Op, key string) objstore.Fault {
+			if strings.HasPrefix(key, "elsewhere") {
+				return objstore.Fault{Delay: 5 * time.Second}
+			}
+			return objstore.Fault{}
+		})
+		go func() { _, _ = reader.writer("default").handle().Store.Get(t.Context(), "elsewhere", 0, 1) }()
+		time.Sleep(time.Millisecond)
+		all[0].wantReadable(reader)
+		before := r.lines()
+		all[1].wantReadable(reader)
+		if n := gets(r, before, objstore.OpGet, WALPrefix); n > 0 {
+			t.Errorf("%d GETs of WAL objects", n)
+		}
+	})
+}
+
 // TestSegmentsMove: segments that were merged into others, and collected, are
 // found again, by readers who knew the old ones too.
 func TestSegmentsMove(t *testing.T) {
