@@ -218,7 +218,14 @@ func readExpected(hashes []string, file string, topics []string) ([]string, erro
 	return hashes, nil
 }
 
-// archives opens the stores, each with the id of the cluster that owns it.
+// lacksMarker is found of a store that holds an archive and does not say whose: what
+// may be deleted without a lock must not hide what is locked.
+func lacksMarker(v *audit.Verifier, chains int) (audit.Finding, bool) {
+	return audit.Finding{Object: keyring.MarkerKey, Offset: -1, Problem: fmt.Sprintf("it is not in store %s any more, which holds an archive; a replica writes it anew when it starts", v.Name)}, v.ClusterID == "" && chains > 0
+}
+
+// archives opens the stores, each with the id of the cluster that owns it; "" where
+// no cluster does.
 func archives(ctx context.Context, cfg *config.Config) ([]*audit.Verifier, error) {
 	var all []*audit.Verifier
 	for _, name := range slices.Sorted(maps.Keys(cfg.Stores)) {
@@ -233,7 +240,8 @@ func archives(ctx context.Context, cfg *config.Config) ([]*audit.Verifier, error
 		}
 		body, err := store.Get(ctx, keyring.MarkerKey, 0, -1)
 		if errors.Is(err, objstore.ErrNotFound) {
-			continue // nothing was ever written there
+			all = append(all, v) // nothing was ever written there, or see lacksMarker
+			continue
 		}
 		var marker struct {
 			ClusterID string `json:"cluster_id"`
@@ -296,6 +304,9 @@ func verifyStores(cmd *cobra.Command, cfg *config.Config, topics []string, kafka
 			return err
 		}
 		v.Findings = append(v.Findings, findings...)
+		if f, lacks := lacksMarker(store, len(chains)); lacks {
+			v.Findings = append(v.Findings, f)
+		}
 		for _, c := range chains {
 			r, err := store.Chain(ctx, c)
 			if err != nil {
@@ -469,12 +480,15 @@ func exportTopic(cmd *cobra.Command, cfg *config.Config, topic string, partition
 		if err != nil {
 			return err
 		}
-		x.Verifier, m.ClusterID = store, store.ClusterID
+		x.Verifier = store
 		for _, c := range chains {
 			if names[c] != topic || len(partitions) > 0 && !slices.Contains(partitions, c.Partition) {
 				continue
 			}
-			found = true
+			if f, lacks := lacksMarker(store, len(chains)); lacks {
+				return fmt.Errorf("%s: %s", f.Object, f.Problem)
+			}
+			found, m.ClusterID = true, store.ClusterID
 			p, report, err := x.Chain(ctx, c, r)
 			if errors.Is(err, audit.ErrExport) && report != nil {
 				printVerification(out, &verification{Chains: []*audit.Report{report}})

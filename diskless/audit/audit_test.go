@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"math/rand/v2"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/proxy/wire"
@@ -597,6 +600,74 @@ func TestExport(t *testing.T) {
 	})
 }
 
+// Timestamps are the producer's, in any order, or the broker's: an object that
+// seems to be behind a time may hold records before it.
+func TestExportByTimeLeavesNothingOut(t *testing.T) {
+	const at = 1_760_000_000_000
+	r := newRig(t)
+	add := func(b wire.Batch, first, latest int64) {
+		b.SetFirstTimestamp(first)
+		b.SetMaxTimestamp(latest)
+		b.SetCRC(b.ComputeCRC())
+		r.archive(1 << 20)
+	}
+	last := func() wire.Batch { return r.kafka.batches[len(r.kafka.batches)-1] }
+	r.kafka.append(-1, 0, rec{"k", "in time"})
+	add(last(), at, at)
+	r.kafka.append(-1, wire.AttrLogAppendTime, rec{"k", "of a producer whose clock is ahead"})
+	add(last(), at+10_000_000, at+1)
+	r.kafka.append(-1, 0, rec{"k", "later"})
+	add(last(), at+20_000_000, at+20_000_000)
+	// The second record is before the first.
+	r.kafka.append(-1, 0, rec{"k", "later, too"}, rec{"k", "in time, behind a later one"})
+	b := last()
+	var body []byte
+	for i, delta := range []int64{0, -30_000_000 + 2} {
+		one := kmsg.Record{TimestampDelta64: delta, OffsetDelta: int32(i), Value: []byte("v")}
+		rest := one.AppendTo(nil)[1:]
+		body = append(binary.AppendVarint(body, int64(len(rest))), rest...)
+	}
+	b = append(b[:wire.BatchHeaderSize:wire.BatchHeaderSize], body...)
+	b.SetLength(int32(len(b) - wire.LogOverhead))
+	r.kafka.batches[len(r.kafka.batches)-1] = b
+	add(b, at+30_000_000, at+30_000_000)
+	r.kafka.append(-1, 0, rec{"k", "later"})
+	add(last(), at+40_000_000, at+40_000_000)
+
+	dir, p := export(t, r, Range{ToOffset: -1, From: time.UnixMilli(at), To: time.UnixMilli(at + 1000)})
+	if found := exportFindings(t, dir); len(found) > 0 || p.Records != 3 || len(p.Objects) != 4 {
+		t.Errorf("%d records in %d objects: %+v", p.Records, len(p.Objects), found)
+	}
+}
+
+// A class that was given another store has two chains of each partition.
+func TestExportFromTwoStores(t *testing.T) {
+	r := newRig(t)
+	x := &Exporter{Dir: filepath.Join(t.TempDir(), "export")}
+	if err := x.Prepare(); err != nil {
+		t.Fatal(err)
+	}
+	m := Manifest{ClusterID: cluster, Topic: r.kafka.log.Topic, Exported: time.Now()}
+	for range 2 {
+		r.fill(10)
+		r.archive(1 << 20)
+		x.Verifier = r.verifier()
+		p, _, err := x.Chain(t.Context(), r.chain(), Range{ToOffset: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Partitions = append(m.Partitions, *p)
+		r.vault = newVault()
+		r.store = r.vault
+	}
+	if _, err := x.Finish(m); err != nil {
+		t.Fatal(err)
+	}
+	if found := exportFindings(t, x.Dir); len(found) > 0 || m.Partitions[0].Records == 0 || m.Partitions[1].Records != 2*m.Partitions[0].Records {
+		t.Errorf("%+v", found)
+	}
+}
+
 // Each file of an export, changed, removed and added to.
 func TestExportTampering(t *testing.T) {
 	r := newRig(t)
@@ -643,6 +714,26 @@ func TestExportTampering(t *testing.T) {
 			b[bytes.IndexByte(b[len(magic):], '\n')+len(magic)+1+15] ^= 1
 			return b
 		}),
+		"another hash of the records": change(ManifestName, func(b []byte) []byte {
+			return bytes.Replace(b, []byte(p.File.SHA256), []byte(strings.Repeat("0", 64)), 1)
+		}),
+		"the records outside": func(dir string) error {
+			if err := os.Rename(filepath.Join(dir, p.File.Name), filepath.Join(filepath.Dir(dir), p.File.Name)); err != nil {
+				return err
+			}
+			return change(ManifestName, func(b []byte) []byte {
+				return bytes.Replace(b, []byte(`"`+p.File.Name), []byte(`"../`+p.File.Name), 1)
+			})(dir)
+		},
+		"no objects in the manifest": func(dir string) error {
+			var m Manifest
+			return change(ManifestName, func(b []byte) []byte {
+				_ = json.Unmarshal(b, &m)
+				m.Partitions[0].Objects, m.Partitions[0].First, m.Topic = nil, m.Partitions[0].Head.Number+1, ""
+				out, _ := json.Marshal(m)
+				return out
+			})(dir)
+		},
 		"a file outside": change(ManifestName, func(b []byte) []byte {
 			return bytes.Replace(b, []byte(`"objects/`), []byte(`"../objects/`), 1)
 		}),

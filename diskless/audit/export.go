@@ -86,7 +86,7 @@ func (x *Exporter) Chain(ctx context.Context, c Chain, r Range) (*Partition, *Re
 	first, last := int64(-1), int64(-1)
 	v := *x.Verifier
 	v.Each = func(_ context.Context, h Header, batches []byte) error {
-		if r.touches(h) {
+		if r.touches(h, batches) {
 			if first < 0 {
 				first = h.Number
 			}
@@ -118,8 +118,17 @@ func (x *Exporter) Chain(ctx context.Context, c Chain, r Range) (*Partition, *Re
 		return nil, report, nil
 	}
 	p := &Partition{TopicID: TopicIDText(c.TopicID), Partition: c.Partition, Range: r, First: first, Head: *report.Head}
-	name := fmt.Sprintf("%s-%d", p.TopicID, c.Partition)
-	if err := os.MkdirAll(filepath.Join(x.Dir, "objects", name), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(x.Dir, "objects"), 0o755); err != nil {
+		return nil, report, err
+	}
+	// A class that was given another store has a chain in each, of the same name.
+	name := fmt.Sprintf("%s-%d", p.TopicID, p.Partition)
+	err = os.Mkdir(filepath.Join(x.Dir, "objects", name), 0o755)
+	for n := 2; errors.Is(err, fs.ErrExist); n++ {
+		name = fmt.Sprintf("%s-%d.%d", p.TopicID, p.Partition, n)
+		err = os.Mkdir(filepath.Join(x.Dir, "objects", name), 0o755)
+	}
+	if err != nil {
 		return nil, report, err
 	}
 	records, err := newFile(x.Dir, "records-"+name+".jsonl")
@@ -298,7 +307,11 @@ func verifyPartition(dir string, m Manifest, p Partition, now time.Time) (*Repor
 		w.r.find(p.File.Name, -1, "the objects are of topic %s, the manifest says %s", w.r.Topic, m.Topic)
 	}
 	if last := p.First + int64(len(p.Objects)) - 1; last == p.Head.Number && w.hash != p.Head.SHA256 {
-		w.r.find(p.Objects[len(p.Objects)-1].Name, -1, "the manifest names another end of the chain")
+		w.r.find(ManifestName, -1, "the manifest names another end of the chain")
+	}
+	if !filepath.IsLocal(filepath.FromSlash(p.File.Name)) {
+		w.r.find(p.File.Name, -1, "the manifest names a file outside of the export")
+		return w.r, nil
 	}
 	written, err := os.Open(filepath.Join(dir, filepath.FromSlash(p.File.Name)))
 	if err != nil {
@@ -306,7 +319,8 @@ func verifyPartition(dir string, m Manifest, p Partition, now time.Time) (*Repor
 		return w.r, nil
 	}
 	defer written.Close()
-	same := &comparing{r: bufio.NewReaderSize(written, 256<<10)}
+	sum := sha256.New()
+	same := &comparing{r: bufio.NewReaderSize(io.TeeReader(written, sum), 256<<10)}
 	var records int64
 	for _, f := range p.Objects {
 		object, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(f.Name)))
@@ -329,6 +343,8 @@ func verifyPartition(dir string, m Manifest, p Partition, now time.Time) (*Repor
 	}
 	if _, err := same.r.ReadByte(); err == nil {
 		w.r.find(p.File.Name, -1, "there are lines after the %d that the objects hold", records)
+	} else if hash := hex.EncodeToString(sum.Sum(nil)); hash != p.File.SHA256 {
+		w.r.find(p.File.Name, -1, "its SHA-256 is %s, the manifest says %s", hash, p.File.SHA256)
 	}
 	if records != p.Records {
 		w.r.find(p.File.Name, -1, "the objects hold %d records of the range, the manifest says %d", records, p.Records)

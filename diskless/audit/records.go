@@ -64,9 +64,32 @@ type Range struct {
 }
 
 // touches reports whether an object may hold records of the range.
-func (r Range) touches(h Header) bool {
-	return h.Batches > 0 && h.Next > r.FromOffset && (r.ToOffset < 0 || h.First < r.ToOffset) &&
-		(r.From.IsZero() || h.MaxTimestamp >= r.From.UnixMilli()) && (r.To.IsZero() || h.FirstTimestamp < r.To.UnixMilli())
+func (r Range) touches(h Header, batches []byte) bool {
+	if h.Batches == 0 || h.Next <= r.FromOffset || r.ToOffset >= 0 && h.First >= r.ToOffset || !r.From.IsZero() && h.MaxTimestamp < r.From.UnixMilli() {
+		return false
+	}
+	if r.To.IsZero() || h.FirstTimestamp < r.To.UnixMilli() {
+		return true
+	}
+	// A batch's first timestamp need not be its least: producers choose them, or the
+	// broker puts another in their place.
+	found := false
+	_ = each(batches, func(b wire.Batch) error {
+		switch {
+		case found || !b.IsV2() || b.IsControl():
+			return nil
+		case b.LogAppendTime():
+			found = b.MaxTimestamp() < r.To.UnixMilli()
+			return nil
+		}
+		records, err := decode(b)
+		found = err != nil // what is in it is not known
+		for _, one := range records {
+			found = found || r.holds(b.BaseOffset()+int64(one.OffsetDelta), b.FirstTimestamp()+one.TimestampDelta64)
+		}
+		return nil
+	})
+	return found
 }
 
 func (r Range) holds(offset, timestamp int64) bool {
