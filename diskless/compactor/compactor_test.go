@@ -583,6 +583,23 @@ func TestMemory(t *testing.T) {
 	})
 }
 
+// TestTooLarge: an object that does not fit is not called damaged.
+func TestTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := objstore.NewMemory()
+		fill(t, store, seeded(13), 2, 5, []string{"a"}, 20_000)
+		time.Sleep(time.Hour)
+		var said bytes.Buffer
+		c := compactor.New(compactor.Options{Store: store, Name: "default", Limits: compactor.Limits{MemoryBytes: 10 << 10}, Logger: zerolog.New(&said)})
+		if err := c.Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(said.String(), "raise compaction.memory_bytes") || strings.Contains(said.String(), "not whole") {
+			t.Errorf("it says:\n%s", said.String())
+		}
+	})
+}
+
 // counting notes what is read between two manifests.
 type counting struct {
 	objstore.Store

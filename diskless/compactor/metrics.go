@@ -31,7 +31,7 @@ func newMetrics() *Metrics {
 		objects:  counters("sluice_compaction_objects_total", "WAL objects that were compacted.", "store"),
 		segments: counters("sluice_compaction_segments_total", "Segments that were written.", "store"),
 		bytes:    counters("sluice_compaction_bytes_total", "Bytes that compaction has read and written (compaction.bytes_per_second).", "store", "direction"),
-		damaged:  counters("sluice_compaction_damaged_objects_total", "WAL objects and manifests that are not whole and were left out.", "store"),
+		damaged:  counters("sluice_compaction_damaged_objects_total", "WAL objects and manifests that are not whole, or too large for compaction.memory_bytes, and were left out.", "store"),
 		errors:   counters("sluice_compaction_errors_total", "Times that compaction has stopped and begun again.", "store"),
 		paused:   counters("sluice_compaction_paused_seconds_total", "Seconds that compaction has waited for the foreground.", "store"),
 		behind:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_compaction_behind_seconds", Help: "Age of the oldest window that should be compacted and is not; 0 when there is none."}, []string{"store"}),

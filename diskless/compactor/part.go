@@ -157,7 +157,8 @@ func (c *Compactor) readAll(ctx context.Context, objects []object) ([]read, erro
 // read returns nil for an object that is damaged or gone.
 func (c *Compactor) read(ctx context.Context, o object) (*read, error) {
 	if o.size > c.limits.MemoryBytes*3/4 {
-		c.skip(o, fmt.Errorf("it has %d bytes: raise compaction.memory_bytes to twice that", o.size))
+		c.skip(o, fmt.Errorf("it has %d bytes: raise compaction.memory_bytes to twice that", o.size),
+			"a WAL object does not fit into the memory for compaction and stays as it is; its neighbours are compacted")
 		return nil, nil
 	}
 	body, err := c.store.Get(ctx, o.key(), 0, -1)
@@ -174,7 +175,7 @@ func (c *Compactor) read(ctx context.Context, o object) (*read, error) {
 		err = r.check()
 	}
 	if err != nil {
-		c.skip(o, err)
+		c.skip(o, err, "a WAL object is not whole and stays as it is; its neighbours are compacted; sluice fsck tells which records it holds")
 		return nil, nil
 	}
 	return r, nil
@@ -198,11 +199,10 @@ func whole(b wire.Batch, length, crc uint32) bool {
 	return b.IsV2() && len(b) == int(length) && int64(b.Length())+wire.LogOverhead == int64(len(b)) && b.CRC() == crc && b.ComputeCRC() == crc
 }
 
-func (c *Compactor) skip(o object, err error) {
+func (c *Compactor) skip(o object, err error, what string) {
 	c.skipped.Add(1)
 	c.metrics.damaged.WithLabelValues(c.opt.Name).Inc()
-	c.log.Error().Err(err).Str("store", c.opt.Name).Str("object", o.key()).
-		Msg("a WAL object is not whole and stays as it is; its neighbours are compacted; sluice fsck tells which records it holds")
+	c.log.Error().Err(err).Str("store", c.opt.Name).Str("object", o.key()).Msg(what)
 }
 
 // sorted brings the batches of objects into the order of segments: topics that
