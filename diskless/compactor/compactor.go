@@ -11,6 +11,7 @@
 package compactor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -183,15 +184,16 @@ func (c *Compactor) Run(ctx context.Context) {
 		case err != nil:
 			pause = min(2*pause, maxPause)
 			c.metrics.errors.WithLabelValues(c.opt.Name).Inc()
-			c.log.Warn().Err(err).Str("store", c.opt.Name).Dur("again_in", pause).Msg("compaction has stopped and begins again: WAL objects stay as they are")
+			c.log.Warn().Err(err).Str("store", c.opt.Name).Dur("again_in", pause).Msg("compaction could not do everything and begins again: WAL objects stay as they are")
 		default:
 			pause = idle
 		}
 	}
 }
 
-// Pass compacts every window that is ripe and that nobody else works on. What it
-// had done when it returns an error stays done.
+// Pass compacts every window that is ripe and that nobody else works on. The error
+// is that of the first window that could not be compacted; what was done stays
+// done.
 func (c *Compactor) Pass(ctx context.Context) error {
 	if time.Since(c.rescanned) >= c.limits.Rescan {
 		c.forget()
@@ -207,6 +209,8 @@ func (c *Compactor) Pass(ctx context.Context) error {
 		}
 		c.now.Backlog = c.now.Objects + left
 	}
+	var failed error
+	failures := 0
 	behind := time.Time{}
 	defer func() {
 		age := 0.0
@@ -227,11 +231,18 @@ func (c *Compactor) Pass(ctx context.Context) error {
 			c.metrics.behind.WithLabelValues(c.opt.Name).Set(time.Since(behind).Seconds())
 			done, err := c.window(ctx, w)
 			if err != nil {
-				return fmt.Errorf("the window of %s: %w", w.start.Format(time.RFC3339), err)
+				failed = cmp.Or(failed, fmt.Errorf("the window of %s: %w", w.start.Format(time.RFC3339), err))
+				if failures++; failures == enoughFailures || ctx.Err() != nil {
+					return failed
+				}
+			} else {
+				failures = 0
 			}
 			after = w.objects[len(w.objects)-1].key()
 			if !done {
 				settling = false
+			}
+			if !done && err == nil {
 				c.now.Waiting++
 			}
 			if settling {
@@ -244,10 +255,14 @@ func (c *Compactor) Pass(ctx context.Context) error {
 			}
 		}
 		if !more {
-			return nil
+			return failed
 		}
 	}
 }
+
+// enoughFailures of windows, one behind the other, end a pass: it is the store, not
+// an object of theirs that hangs or that an archive has taken.
+const enoughFailures = 3
 
 // Progress is what has been done so far.
 func (c *Compactor) Progress() Progress { return c.now }

@@ -481,6 +481,55 @@ func TestDamagedObjects(t *testing.T) {
 	}
 }
 
+// TestOneThatCannotBeRead: an object that hangs, or is archived, holds up its own
+// window; a store that is away is left alone.
+func TestOneThatCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := objstore.NewMemory()
+		fill(t, memory, seeded(6), 50, 3, []string{"a"}, 1000)
+		time.Sleep(time.Hour)
+		objects := keys(t, memory, diskless.WALPrefix)
+		slot := func(key string) time.Time {
+			id, _, _ := diskless.ParseObjectKey(key)
+			return id.Timestamp().Truncate(compactor.DefaultLimits().Window)
+		}
+		for name, fault := range map[string]objstore.Fault{"hanging": {Delay: time.Hour}, "refused": {Err: objstore.ErrAccess}} {
+			store := clone(t, contents(t, memory))
+			faulty := objstore.NewFaulty(store)
+			faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+				if op == objstore.OpGet && key == objects[0] {
+					return fault
+				}
+				return objstore.Fault{}
+			})
+			c := compactorOn(faulty, small)
+			if err := c.Pass(t.Context()); err == nil {
+				t.Errorf("%s: no error", name)
+			}
+			mine := func(id ulid.ULID) bool { return slot(diskless.ObjectKey(id, false)) == slot(objects[0]) }
+			verify(t, store, func(id ulid.ULID) bool { return !mine(id) }, 1)
+			verify(t, store, mine, 0)
+			faulty.Decide(nil)
+			if err := c.Pass(t.Context()); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			verify(t, store, nil, 1)
+		}
+		asked := 0
+		faulty := objstore.NewFaulty(memory)
+		faulty.Decide(func(op objstore.Op, _ string) objstore.Fault {
+			if op == objstore.OpPut {
+				asked++
+				return objstore.Fault{Err: objstore.ErrUnavailable}
+			}
+			return objstore.Fault{}
+		})
+		if err := compactorOn(faulty, small).Pass(t.Context()); err == nil || asked > 3 {
+			t.Errorf("a store that is away was asked %d times: %v", asked, err)
+		}
+	})
+}
+
 // TestGoneMeanwhile: an object that was collected after it was listed is no
 // error.
 func TestGoneMeanwhile(t *testing.T) {
