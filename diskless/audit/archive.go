@@ -162,7 +162,7 @@ func (a *Archiver) head(ctx context.Context, t Target, key headKey) (*head, erro
 	last := ""
 	err := t.Store.List(ctx, key.chain.prefix(), "", func(i objstore.Info) error {
 		if _, _, ok := parseKey(i.Key); !ok {
-			return fmt.Errorf("%w: %s is not one of the archive's", ErrStuck, i.Key)
+			return fmt.Errorf("%w: %s is not one of the archive's: look at it, then delete it", ErrStuck, i.Key)
 		}
 		last = i.Key
 		return nil
@@ -239,7 +239,9 @@ func (a *Archiver) extend(ctx context.Context, t Target, l Log, h *head, p *Prog
 			return errors.Join(err, d.flush(ctx))
 		}
 		if d.at == before {
-			break // nothing there yet
+			// Nothing there yet. What comes may hold the log's start in its middle: a gap
+			// to there would be in its way.
+			return d.flush(ctx)
 		}
 	}
 	// What retention has taken is told at once, even when nothing follows it.
@@ -349,11 +351,12 @@ func (d *draft) add(ctx context.Context, records []byte) error {
 		}
 		b := wire.Batch(d.batches[from:])
 		first, last := offsets(b, max(d.at, d.log.Start))
-		if last < d.at {
+		intact := sound(b) // else where it ends is not known
+		if intact && last < d.at {
 			d.batches = d.batches[:from] // Fetch begins with the batch that holds the offset
 			continue
 		}
-		if !sound(b) || first < d.at {
+		if !intact || first < d.at {
 			d.batches = d.batches[:from]
 			return fmt.Errorf("%w: %s-%d: the batch of offsets %d to %d is damaged, or overlaps what is archived up to %d", ErrStuck, d.log.Topic, d.log.Partition, first, last, d.at)
 		}

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
@@ -257,6 +258,64 @@ func TestADamagedBatchStopsTheArchive(t *testing.T) {
 		t.Errorf("%+v, %v", p, err)
 	}
 	r.sound() // what is before it is archived
+}
+
+// garbling is a disk that has spoilt where a batch says that it ends.
+type garbling struct {
+	*kafka
+	at int64
+}
+
+func (g garbling) Fetch(ctx context.Context, l Log, offset int64, maxBytes int32) ([]byte, error) {
+	records, err := g.kafka.Fetch(ctx, l, offset, maxBytes)
+	for rest := records; ; {
+		b, more, ok := wire.NextBatch(rest)
+		if !ok {
+			return records, err
+		}
+		if rest = more; b.BaseOffset() == g.at {
+			b.SetLastOffsetDelta(-1000)
+		}
+	}
+}
+
+// A garbled batch that says that it ends before it begins is no hole in the log.
+func TestABatchThatEndsNowhereStopsTheArchive(t *testing.T) {
+	r := newRig(t)
+	r.fill(10)
+	at := r.kafka.batches[6].BaseOffset()
+	p, err := New(Options{ClusterID: cluster, Kafka: garbling{r.kafka, at}, Payloads: plain{}, ObjectBytes: 1 << 20, Logger: zerolog.Nop()}).Archive(t.Context(), r.target(), r.kafka.snapshot())
+	if !errors.Is(err, ErrStuck) || p.Next != at {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if report := r.sound(); len(report.Gaps) > 0 {
+		t.Errorf("gaps: %+v", report.Gaps)
+	}
+}
+
+// slow is a leader that does not give its last batches yet, as one that was just
+// elected.
+type slow struct{ *kafka }
+
+func (slow) Fetch(context.Context, Log, int64, int32) ([]byte, error) { return nil, nil }
+
+// A log that begins in the middle of a batch, which its leader does not give yet, is
+// archived as soon as it does.
+func TestABatchThatHoldsTheLogsStartComesLater(t *testing.T) {
+	r := newRig(t)
+	r.fill(3)
+	r.archive(1 << 20)
+	at := r.kafka.append(-1, 0, rec{"k", "a"}, rec{"k", "b"}, rec{"k", "c"}, rec{"k", "d"})
+	r.kafka.removeTo(at + 2)
+	if _, err := New(Options{ClusterID: cluster, Kafka: slow{r.kafka}, Payloads: plain{}, ObjectBytes: 1 << 20, Logger: zerolog.Nop()}).Archive(t.Context(), r.target(), r.kafka.snapshot()); err != nil {
+		t.Fatal(err)
+	}
+	if p := r.archive(1 << 20); p.Next != at+4 {
+		t.Errorf("%+v", p)
+	}
+	if report := r.sound(); report.Batches != 4 {
+		t.Errorf("%+v", report)
+	}
 }
 
 // tamperings are what somebody may do to a chain of 9 objects.
