@@ -52,4 +52,6 @@
 //	  size, size of footer and trailer, bucket (uint8), number of batches,
 //	  first topic length, topic, partition, last topic length, topic, partition
 //	length of all that, its CRC-32C, version and magic "sluiceM", as above
+//
+// It has no more than 64 MiB.
 package segment

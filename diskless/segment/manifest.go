@@ -93,8 +93,14 @@ func (m *Manifest) Encode() ([]byte, error) {
 		b = appendPlace(b, s.First.Topic, s.First.Partition)
 		b = appendPlace(b, s.Last.Topic, s.Last.Partition)
 	}
-	return seal(b, 0, listMagic), nil
+	if b = seal(b, 0, listMagic); len(b) > MaxManifest {
+		return nil, fmt.Errorf("a manifest of %d bytes, of %d WAL objects and %d segments: the format allows %d; raise compaction.segment_bytes", len(b), len(m.Objects), len(m.Segments), MaxManifest)
+	}
+	return b, nil
 }
+
+// MaxManifest is the largest manifest: who reads one has to have memory for it.
+const MaxManifest = 64 << 20
 
 // ParseManifest reads a manifest's object, found under the name w.
 func ParseManifest(b []byte, w Window) (*Manifest, error) {

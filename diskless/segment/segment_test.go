@@ -432,6 +432,30 @@ func TestStore(t *testing.T) {
 	}
 }
 
+// hostile gives as much as it is asked for.
+type hostile struct{ objstore.Store }
+
+func (hostile) Get(_ context.Context, _ string, _, length int64) ([]byte, error) {
+	if length < 0 {
+		return nil, errors.New("all was asked for, however much that is")
+	}
+	return make([]byte, length), nil
+}
+
+func TestManifestHasABound(t *testing.T) {
+	_, err := ReadManifest(t.Context(), hostile{}, goldenList().Window())
+	if !errors.Is(err, ErrGarbled) || !strings.Contains(err.Error(), "more than") {
+		t.Error(err)
+	}
+	m := goldenList()
+	long := Place{Topic: strings.Repeat("b", 1<<20)}
+	m.Segments[0].First, m.Segments[0].Last = long, long
+	m.Segments = slices.Repeat(m.Segments, MaxManifest>>20)
+	if _, err := m.Encode(); err == nil {
+		t.Error("a manifest was made that nobody reads")
+	}
+}
+
 func FuzzParseFooter(f *testing.F) {
 	golden := unhex(goldenSegment)
 	f.Add(golden, int64(len(golden)), false)

@@ -21,9 +21,12 @@ func Windows(ctx context.Context, store objstore.Store, prefix string, fn func(W
 
 // ReadManifest reads a window's manifest. Errors are the store's and ErrGarbled.
 func ReadManifest(ctx context.Context, store objstore.Store, w Window) (*Manifest, error) {
-	b, err := store.Get(ctx, w.Key(), 0, -1)
+	b, err := store.Get(ctx, w.Key(), 0, MaxManifest+1)
 	if err != nil {
 		return nil, err
+	}
+	if len(b) > MaxManifest {
+		return nil, fmt.Errorf("%s: %w: more than %d bytes", w.Key(), ErrGarbled, MaxManifest)
 	}
 	m, err := ParseManifest(b, w)
 	if err != nil {
