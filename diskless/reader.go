@@ -221,9 +221,11 @@ func (p *storedPiece) somewhere(ctx context.Context, try func(place) error) erro
 	t := p.tier
 	wal := t.walPlace(p.writer, p.ref)
 	var inSegment error
+	var tried *found
 	if p.old() && !t.holds(wal) {
-		at, ok, err := t.locate(ctx, p.writer, p.tp, p.ref, seldom)
+		at, ok, err := t.locate(ctx, p.writer, p.tp, p.ref, seldom, nil)
 		if ok {
+			tried = at.in
 			if err = p.twice(ctx, at, try); err == nil {
 				return nil
 			}
@@ -237,7 +239,7 @@ func (p *storedPiece) somewhere(ctx context.Context, try func(place) error) erro
 	}
 	// It may be in a segment since a moment ago, and the object collected; or in
 	// another one.
-	at, ok, lookup := t.locate(ctx, p.writer, p.tp, p.ref, often)
+	at, ok, lookup := t.locate(ctx, p.writer, p.tp, p.ref, often, tried)
 	if ok {
 		if lookup = p.twice(ctx, at, try); lookup == nil {
 			return nil
@@ -551,7 +553,7 @@ func (t *Tier) goAhead(fn func()) bool {
 
 // lookAhead finds the segment of a batch and reads the chunk; or the WAL object's.
 func (t *Tier) lookAhead(p *storedPiece) {
-	at, ok, _ := t.locate(t.ctx, p.writer, p.tp, p.ref, seldom)
+	at, ok, _ := t.locate(t.ctx, p.writer, p.tp, p.ref, seldom, nil)
 	if !ok {
 		at = t.walPlace(p.writer, p.ref)
 	}

@@ -35,6 +35,11 @@ type found struct {
 	index    *segment.Index
 }
 
+// is reports whether both are in the same segment.
+func (in *found) is(other *found) bool {
+	return other != nil && in.manifest.Run == other.manifest.Run && in.number == other.number
+}
+
 const (
 	// seldom and often are how old a listing may be that knows no window of an
 	// object: often, when there is nowhere else to look.
@@ -54,10 +59,11 @@ func (p *storedPiece) old() bool {
 	return !p.ref.Audit && time.Since(p.ref.Object.Timestamp()) > p.tier.limits.SegmentAge
 }
 
-// locate finds a batch in segments. What could not be looked at is in the error,
-// unless it is found elsewhere.
-func (t *Tier) locate(ctx context.Context, w *writer, tp tiers.TopicPartition, ref placeholder.Ref, listed time.Duration) (at place, ok bool, err error) {
-	if at, what := t.known(w, tp, ref); what == inSegment {
+// locate finds a batch in segments, but not in the one where it was looked for
+// already. What could not be looked at is in the error, unless it is found
+// elsewhere.
+func (t *Tier) locate(ctx context.Context, w *writer, tp tiers.TopicPartition, ref placeholder.Ref, listed time.Duration, tried *found) (at place, ok bool, err error) {
+	if at, what := t.known(w, tp, ref); what == inSegment && !at.in.is(tried) {
 		return at, true, nil
 	}
 	var errs []error
@@ -71,7 +77,7 @@ func (t *Tier) locate(ctx context.Context, w *writer, tp tiers.TopicPartition, r
 				break
 			}
 			for window := range f.spanning(ref.Object) {
-				at, ok, err := t.locateIn(ctx, w, window, tp, ref, listed < seldom)
+				at, ok, err := t.locateIn(ctx, w, window, tp, ref, listed < seldom, tried)
 				if ok {
 					return at, true, nil
 				}
@@ -89,13 +95,16 @@ func (t *Tier) locate(ctx context.Context, w *writer, tp tiers.TopicPartition, r
 }
 
 // locateIn finds a batch in a window's segments.
-func (t *Tier) locateIn(ctx context.Context, w *writer, window segment.Window, tp tiers.TopicPartition, ref placeholder.Ref, insist bool) (at place, ok bool, err error) {
+func (t *Tier) locateIn(ctx context.Context, w *writer, window segment.Window, tp tiers.TopicPartition, ref placeholder.Ref, insist bool, tried *found) (at place, ok bool, err error) {
 	m, err := t.manifest(ctx, w, window, insist)
 	if err != nil || !m.Covers(ref.Object) {
 		return at, false, err
 	}
 	var errs []error
 	for _, n := range m.Find(placeOf(tp)) {
+		if (&found{manifest: m, number: n}).is(tried) {
+			continue
+		}
 		x, err := t.index(ctx, w, m, n, insist)
 		if err != nil {
 			errs = append(errs, err)

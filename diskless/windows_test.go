@@ -398,6 +398,36 @@ func TestBusyReplica(t *testing.T) {
 	})
 }
 
+// TestEitherWindowWillDo: of two that cover an object, as two compactors may write,
+// one is enough, whichever is found first.
+func TestEitherWindowWillDo(t *testing.T) {
+	for bad := range 2 {
+		inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+			all := r.history(10, 1, 4000)
+			objects := listed(t, r.memory, WALPrefix)
+			_, one := compacted(t, r.memory, segment.Level1, objects...)
+			_, other := compacted(t, r.memory, segment.Level1, objects[1:]...)
+			remove(t, r.memory, objects[1:]...)
+			for _, key := range [][]string{one, other}[bad] {
+				b, err := r.memory.Get(t.Context(), key, 0, -1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range b[:len(b)/2] {
+					b[i] ^= 1
+				}
+				if err := r.memory.Put(t.Context(), key, b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			reader := r.another(Limits{})
+			for _, s := range all[1 : len(all)/2] {
+				s.wantReadable(reader)
+			}
+		})
+	}
+}
+
 // TestSegmentsMove: segments that were merged into others, and collected, are
 // found again, by readers who knew the old ones too.
 func TestSegmentsMove(t *testing.T) {
