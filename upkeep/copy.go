@@ -126,6 +126,10 @@ const (
 	commitTimeout  = 15 * time.Second
 )
 
+// renewEvery is how often offsets are committed that are the same, so that they do
+// not expire; tests shorten it.
+var renewEvery = time.Hour
+
 // copier is one call of Copy.
 type copier struct {
 	*Access
@@ -321,7 +325,7 @@ func (p *partCopy) goOn(text string, at int64) error {
 		return fmt.Errorf("partition %d of the target ends at %d, and a copy had written it up to %d: it has lost records; name another target", p.Partition, p.dst.End, at)
 	}
 	p.Next, p.At, p.PID, p.Epoch, p.Zero = g.Next, at, g.PID, g.Epoch, g.Zero
-	p.saved = p.Next
+	p.saved = -1 // to be committed anew, or it would expire
 	return nil
 }
 
@@ -462,7 +466,7 @@ func (p *partCopy) run(ctx context.Context) (err error) {
 		case done:
 			return nil
 		}
-		if time.Since(p.savedWhen) > commitEvery && p.saved != p.Next {
+		if since := time.Since(p.savedWhen); since > commitEvery && p.saved != p.Next || since > renewEvery {
 			if err := p.save(ctx); err != nil {
 				return err
 			}
@@ -476,12 +480,19 @@ func (p *partCopy) step(ctx context.Context) (done bool, err error) {
 		return true, nil
 	}
 	f, err := p.c.fetchFrom(ctx, &p.src, func(ctx context.Context, l lowlatency.Log) (lowlatency.Fetched, error) {
-		return p.c.Cluster.FetchCommitted(ctx, l, p.Next, copyFetch)
+		f, err := p.c.Cluster.FetchCommitted(ctx, l, p.Next, copyFetch)
+		if _, _, ok := wire.NextBatch(f.Records); err == nil && !ok && p.Next < f.Stable && !p.c.opt.Follow {
+			err = errNothing
+		}
+		return f, err
 	})
 	if errors.Is(err, kerr.OffsetOutOfRange) {
 		now, gone, lookErr := p.c.relocate(ctx, p.src)
-		if gone || lookErr != nil || now.Start <= p.Next {
+		if gone || lookErr != nil {
 			return false, errors.Join(err, lookErr)
+		}
+		if now.Start <= p.Next {
+			return false, fmt.Errorf("the source ends at %d, and was copied up to %d: its leader has lost records that are in the target; copy it anew, to another target", now.End, p.Next)
 		}
 		return false, p.skip(ctx, p.Next, now.Start-1, "retention has removed it before it was copied")
 	}

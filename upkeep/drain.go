@@ -3,6 +3,7 @@ package upkeep
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -92,6 +93,9 @@ func (a *Access) remainsOf(ctx context.Context, l lowlatency.Log, pace *rate.Lim
 				break
 			}
 			records = rest
+			if b.IsV2() && b.CRC() != b.ComputeCRC() || !b.IsV2() && !soundOld(b) {
+				return r, fmt.Errorf("partition %d, offset %d: the batch in the broker's log is garbled, and it cannot be told what it was: `sluice fsck` names the remedy", l.Partition, b.BaseOffset())
+			}
 			if !b.IsV2() {
 				next = max(next, b.BaseOffset()+1)
 				continue
