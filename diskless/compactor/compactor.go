@@ -260,8 +260,8 @@ func (c *Compactor) Pass(ctx context.Context) error {
 	}
 }
 
-// enoughFailures of windows, one behind the other, end a pass: it is the store, not
-// an object of theirs that hangs or that an archive has taken.
+// enoughFailures of windows, one behind the other, or of manifests end a pass: it is
+// the store, not an object that hangs or that an archive has taken.
 const enoughFailures = 3
 
 // Progress is what has been done so far.
@@ -410,6 +410,23 @@ type folder struct {
 	windows map[segment.Window]bool
 	covered map[ulid.ULID]struct{}
 	garbled []segment.Window // nobody knows what they cover
+	unread  []unread         // as it was a moment ago
+}
+
+// unread is a manifest that is there and cannot be read now.
+type unread struct {
+	segment.Window
+	err error
+}
+
+// known returns why it cannot be told whether an object is covered, or nil.
+func (f *folder) known(id ulid.ULID) error {
+	for _, u := range f.unread {
+		if u.Spans(id) {
+			return fmt.Errorf("reading %s: %w", u.Key(), u.err)
+		}
+	}
+	return nil
 }
 
 // covers reports whether an object is, or may be, covered.
@@ -446,6 +463,7 @@ func (c *Compactor) cover(ctx context.Context, level segment.Level, t time.Time)
 	if err != nil {
 		return nil, fmt.Errorf("listing windows: %w", err)
 	}
+	f.unread = nil
 	for _, w := range fresh {
 		if err := c.wait(ctx, 0); err != nil {
 			return nil, err
@@ -459,8 +477,11 @@ func (c *Compactor) cover(ctx context.Context, level segment.Level, t time.Time)
 			f.garbled = append(f.garbled, w)
 			c.metrics.damaged.WithLabelValues(c.opt.Name).Inc()
 			c.log.Error().Err(err).Str("store", c.opt.Name).Str("object", w.Key()).Msg("the manifest of a window is damaged: restore it from the bucket's versions or a copy; the WAL objects of its time stay as they are")
-		case err != nil:
+		case err != nil && (ctx.Err() != nil || len(f.unread) == enoughFailures):
 			return nil, err
+		case err != nil:
+			f.unread = append(f.unread, unread{w, err})
+			continue
 		default:
 			for _, o := range m.Objects {
 				f.covered[o.ID] = struct{}{}
@@ -482,6 +503,9 @@ func (c *Compactor) uncovered(ctx context.Context, w window) ([]object, error) {
 		}
 		var some []object
 		for _, o := range left {
+			if err := f.known(o.id); err != nil && !f.covers(o.id) {
+				return nil, err
+			}
 			if !f.covers(o.id) && !c.damaged[o.id] {
 				some = append(some, o)
 			}

@@ -530,6 +530,39 @@ func TestOneThatCannotBeRead(t *testing.T) {
 	})
 }
 
+// TestManifestThatCannotBeRead: what it may cover waits, and nothing else does.
+func TestManifestThatCannotBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := objstore.NewMemory()
+		fill(t, store, seeded(6), 10, 3, []string{"a"}, 1000)
+		time.Sleep(compactor.DefaultLimits().MinAge)
+		if err := compactorOn(store, small).Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		manifest := keys(t, store, segment.WindowsPrefix)[0]
+		fill(t, store, seeded(7), 40, 3, []string{"a"}, 1000)
+		time.Sleep(time.Hour)
+		faulty := objstore.NewFaulty(store)
+		faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+			if op == objstore.OpGet && key == manifest {
+				return objstore.Fault{Err: objstore.ErrAccess}
+			}
+			return objstore.Fault{}
+		})
+		c := compactorOn(faulty, small)
+		for range 2 {
+			if err := c.Pass(t.Context()); !errors.Is(err, objstore.ErrAccess) {
+				t.Fatalf("it says: %v", err)
+			}
+			verify(t, store, nil, 1)
+		}
+		faulty.Decide(nil)
+		if err := c.Pass(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestGoneMeanwhile: an object that was collected after it was listed is no
 // error.
 func TestGoneMeanwhile(t *testing.T) {
