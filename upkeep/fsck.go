@@ -218,7 +218,7 @@ func (c *fsck) begin(ctx context.Context, earlier *fsckState) error {
 		}
 	}
 	if len(topics) == 0 {
-		return nil
+		return errors.New("there is no topic that this principal may see: nothing can be said")
 	}
 	logs, err := c.Cluster.Logs(ctx, topics...)
 	if len(logs) == 0 && err != nil {

@@ -288,3 +288,14 @@ func TestFsckListsOrphans(t *testing.T) {
 		t.Errorf("an orphan is %+v", o)
 	}
 }
+
+// Who sees no topic has not seen that all is well.
+func TestFsckOfNothingIsNoProof(t *testing.T) {
+	r := newRig(t)
+	a, _ := r.access()
+	for _, orphans := range []bool{false, true} {
+		if report, err := a.Fsck(t.Context(), FsckOptions{Orphans: orphans}); err == nil || report != nil || !strings.Contains(err.Error(), "no topic that this principal may see") {
+			t.Errorf("%v: %+v", err, report)
+		}
+	}
+}
