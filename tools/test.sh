@@ -6,8 +6,8 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 what=${1:-short}
 case $what in
-    short) budget=$((15 * 60)) ;;
-    full) budget=$((70 * 60)) ;;
+    short) budget=$((15 * 60)) format=standard-quiet ;;
+    full) budget=$((70 * 60)) format=testname ;; # a line for each: some take minutes
     *) echo "usage: test.sh [short|full]" >&2; exit 2 ;;
 esac
 summary=()
@@ -46,7 +46,7 @@ real() {
     # tests that fail are run once more, and named, so that none is forgotten.
     local report failed=0
     report=$(mktemp)
-    .cache/bin/gotestsum --format standard-quiet --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$report" \
+    .cache/bin/gotestsum --format "$format" --rerun-fails=1 --rerun-fails-max-failures=3 --rerun-fails-report="$report" \
         --packages "./harness/... ./integration/... ./benchmarks/..." -- -p 1 -timeout "$1" "${@:2}" || failed=1
     if [[ -s $report ]]; then
         printf '\ntests that were run again:\n'
