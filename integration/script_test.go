@@ -517,6 +517,9 @@ func (w *world) settleEnd(i int, partition int32) {
 			return false, err.Error()
 		}
 		got := resp.(*kmsg.ListOffsetsResponse).Topics[0].Partitions[0]
+		if got.ErrorCode != 0 {
+			w.agreed(i) // who leads has changed since all brokers were asked
+		}
 		return got.ErrorCode == 0 && got.Offset >= st.ends[partition], fmt.Sprintf("error %d, offset %d of %d", got.ErrorCode, got.Offset, st.ends[partition])
 	})
 }
