@@ -85,12 +85,17 @@ func (r raw) produce(topic string, partition int32, batch []byte) (int64, error)
 	t := kmsg.NewProduceRequestTopic()
 	t.Topic, t.Partitions = topic, []kmsg.ProduceRequestTopicPartition{p}
 	req.Topics = []kmsg.ProduceRequestTopic{t}
-	resp, err := r.leader(topic, partition).Request(r.t.Context(), req)
-	if err != nil {
-		r.t.Fatal(err)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		resp, err := r.leader(topic, partition).Request(r.t.Context(), req)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		got := resp.(*kmsg.ProduceResponse).Topics[0].Partitions[0]
+		// Brokers learn of a new topic one after the other.
+		if err = kerr.ErrorForCode(got.ErrorCode); !errors.Is(err, kerr.UnknownTopicOrPartition) || time.Now().After(deadline) {
+			return got.BaseOffset, err
+		}
 	}
-	got := resp.(*kmsg.ProduceResponse).Topics[0].Partitions[0]
-	return got.BaseOffset, kerr.ErrorForCode(got.ErrorCode)
 }
 
 // fetch returns what the log holds from an offset on, as it is.
