@@ -4,11 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"strings"
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/sluice-kafka/sluice/diskless/footer"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
@@ -28,13 +28,8 @@ import (
 //	record count, producer id + 1, producer epoch + 1, base sequence + 1,
 //	batch CRC (uint32, big-endian)
 //
-// The trailer has a fixed size, so a reader that knows an object's size finds
-// the footer with one ranged GET.
-const (
-	objectVersion = 1
-	objectMagic   = "sluiceW"
-	trailerSize   = 4 + 4 + 1 + len(objectMagic)
-)
+// See footer for the trailer.
+const objectMagic = "sluiceW"
 
 // LockedPrefix is of all that belongs to audit classes: a store's lock is put on
 // what is below it.
@@ -103,17 +98,13 @@ func appendEntry(footer []byte, e Entry) []byte {
 
 // wholeObject is batches, footer and trailer in no more memory than they need:
 // what is written also stays in the cache. It may be batches' own memory.
-func wholeObject(batches, footer []byte) []byte {
-	size := len(batches) + len(footer) + trailerSize
+func wholeObject(batches, described []byte) []byte {
+	size := len(batches) + len(described) + footer.TrailerSize
 	object := batches
 	if spare := cap(batches) - size; spare < 0 || spare > size/8 {
 		object = append(make([]byte, 0, size), batches...)
 	}
-	object = append(object, footer...)
-	object = binary.BigEndian.AppendUint32(object, uint32(len(footer)))
-	object = binary.BigEndian.AppendUint32(object, crc32.Checksum(footer, wire.Castagnoli))
-	object = append(object, objectVersion)
-	return append(object, objectMagic...)
+	return footer.Seal(append(object, described...), len(batches), objectMagic)
 }
 
 // ErrObject is an object that is not one of ours, or not whole. What it held
@@ -122,53 +113,36 @@ var ErrObject = errors.New("not a whole WAL object")
 
 // FooterSize is what footer and trailer of an object take together, given its
 // end; 0 when that is not the end of a WAL object.
-func FooterSize(end []byte) int64 {
-	if len(end) < trailerSize {
-		return 0
-	}
-	trailer := end[len(end)-trailerSize:]
-	if string(trailer[9:]) != objectMagic {
-		return 0
-	}
-	return int64(binary.BigEndian.Uint32(trailer)) + int64(trailerSize)
-}
+func FooterSize(end []byte) int64 { return footer.Size(end, objectMagic) }
 
 // ReadFooter returns the entries of an object, given its end: at least the
 // footer and the trailer, at most the whole object of size bytes.
 func ReadFooter(end []byte, size int64) ([]Entry, error) {
-	if len(end) < trailerSize || int64(len(end)) > size {
+	if int64(len(end)) > size {
 		return nil, fmt.Errorf("%w: %d of %d bytes", ErrObject, len(end), size)
 	}
-	trailer := end[len(end)-trailerSize:]
-	if string(trailer[9:]) != objectMagic || trailer[8] != objectVersion {
-		return nil, fmt.Errorf("%w: no trailer of version %d", ErrObject, objectVersion)
+	body, err := footer.Open(end, objectMagic)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrObject, err)
 	}
-	length := int64(binary.BigEndian.Uint32(trailer))
-	if length > int64(len(end)-trailerSize) {
-		return nil, fmt.Errorf("%w: the footer has %d bytes", ErrObject, length)
-	}
-	footer := end[int64(len(end)-trailerSize)-length : len(end)-trailerSize]
-	if crc32.Checksum(footer, wire.Castagnoli) != binary.BigEndian.Uint32(trailer[4:]) {
-		return nil, fmt.Errorf("%w: the footer's checksum is wrong", ErrObject)
-	}
-	payload := uint64(size - int64(trailerSize) - length)
+	payload := uint64(size) - uint64(len(body)+footer.TrailerSize)
 	var entries []Entry
 	at := uint64(0)
-	for r := (footerReader{b: footer}); len(r.b) > 0; {
+	for r := (footer.Reader{Left: body}); len(r.Left) > 0; {
 		e := Entry{
-			Topic:         string(r.bytes(r.uvarint())),
-			Partition:     int32(r.uvarint()),
-			Offset:        r.uvarint(),
-			Length:        uint32(r.uvarint()),
-			Records:       int32(r.uvarint()),
-			ProducerID:    int64(r.uvarint()) - 1,
-			ProducerEpoch: int16(r.uvarint()) - 1,
-			BaseSequence:  int32(r.uvarint()) - 1,
+			Topic:         string(r.Bytes(r.Uvarint())),
+			Partition:     int32(r.Uvarint()),
+			Offset:        r.Uvarint(),
+			Length:        uint32(r.Uvarint()),
+			Records:       int32(r.Uvarint()),
+			ProducerID:    int64(r.Uvarint()) - 1,
+			ProducerEpoch: int16(r.Uvarint()) - 1,
+			BaseSequence:  int32(r.Uvarint()) - 1,
 		}
-		if crc := r.bytes(4); crc != nil {
+		if crc := r.Bytes(4); crc != nil {
 			e.CRC = binary.BigEndian.Uint32(crc)
 		}
-		if r.failed || e.Offset != at || uint64(e.Length) > payload-at {
+		if r.Failed || e.Offset != at || uint64(e.Length) > payload-at {
 			return nil, fmt.Errorf("%w: footer entry %d", ErrObject, len(entries))
 		}
 		at += uint64(e.Length)
@@ -178,29 +152,4 @@ func ReadFooter(end []byte, size int64) ([]Entry, error) {
 		return nil, fmt.Errorf("%w: the footer describes %d of %d bytes", ErrObject, at, payload)
 	}
 	return entries, nil
-}
-
-type footerReader struct {
-	b      []byte
-	failed bool
-}
-
-func (r *footerReader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.failed, r.b = true, nil
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *footerReader) bytes(n uint64) []byte {
-	if n > uint64(len(r.b)) {
-		r.failed, r.b = true, nil
-		return nil
-	}
-	b := r.b[:n]
-	r.b = r.b[n:]
-	return b
 }

@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore/storetest": {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/placeholder":        {"tiers", "proxy/wire", "diskless/*"},
+	"diskless/footer":             {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/segment":            {"tiers", "proxy/wire", "diskless/*"},
 	"server":                      {"*", "!cli", "!dev", "!upkeep"},
 	"dev":                         {"*", "!cli"},

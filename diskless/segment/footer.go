@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"iter"
 	"math"
 	"slices"
@@ -13,14 +12,12 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
-	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/diskless/footer"
 )
 
 const (
-	version     = 1
-	dataMagic   = "sluiceS"
-	listMagic   = "sluiceM"
-	TrailerSize = 4 + 4 + 1 + len(dataMagic)
+	dataMagic = "sluiceS"
+	listMagic = "sluiceM"
 )
 
 // MaxSize is the largest segment that the format allows.
@@ -107,7 +104,7 @@ func AppendFooter(dst []byte, entries []Entry) ([]byte, error) {
 		}
 		entries = entries[n:]
 	}
-	dst = seal(dst, start, dataMagic)
+	dst = footer.Seal(dst, start, dataMagic)
 	if len(dst) > MaxSize {
 		return nil, fmt.Errorf("a segment of %d bytes: the format allows %d", len(dst), uint64(MaxSize))
 	}
@@ -131,47 +128,18 @@ func appendPlace(dst []byte, topic string, partition int32) []byte {
 	return binary.AppendUvarint(dst, uint64(uint32(partition)))
 }
 
-// seal adds the trailer to what begins at start.
-func seal(dst []byte, start int, magic string) []byte {
-	body := dst[start:]
-	dst = binary.BigEndian.AppendUint32(dst, uint32(len(body)))
-	dst = binary.BigEndian.AppendUint32(dst, crc32.Checksum(body, wire.Castagnoli))
-	dst = append(dst, version)
-	return append(dst, magic...)
-}
-
-// unseal returns what seal was given, out of the end of an object.
-func unseal(end []byte, magic string) ([]byte, error) {
-	if len(end) < TrailerSize {
-		return nil, fmt.Errorf("%w: %d bytes", ErrGarbled, len(end))
-	}
-	trailer := end[len(end)-TrailerSize:]
-	if string(trailer[9:]) != magic {
-		return nil, fmt.Errorf("%w: no trailer", ErrGarbled)
-	}
-	if trailer[8] != version {
-		return nil, fmt.Errorf("%w: format version %d; this sluice knows %d", ErrGarbled, trailer[8], version)
-	}
-	before := end[:len(end)-TrailerSize]
-	length := uint64(binary.BigEndian.Uint32(trailer))
-	if length > uint64(len(before)) {
-		return nil, fmt.Errorf("%w: %d bytes are said to stand before the trailer, %d do", ErrGarbled, length, len(before))
-	}
-	body := before[uint64(len(before))-length:]
-	if crc32.Checksum(body, wire.Castagnoli) != binary.BigEndian.Uint32(trailer[4:]) {
-		return nil, fmt.Errorf("%w: wrong checksum", ErrGarbled)
+// open returns the body of a segment or manifest, out of its end.
+func open(end []byte, magic string) ([]byte, error) {
+	body, err := footer.Open(end, magic)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrGarbled, err)
 	}
 	return body, nil
 }
 
 // FooterSize is what footer and trailer of a segment take together, given its
 // end; 0 when that is not the end of a segment.
-func FooterSize(end []byte) int64 {
-	if len(end) < TrailerSize || string(end[len(end)-len(dataMagic):]) != dataMagic {
-		return 0
-	}
-	return int64(binary.BigEndian.Uint32(end[len(end)-TrailerSize:])) + int64(TrailerSize)
-}
+func FooterSize(end []byte) int64 { return footer.Size(end, dataMagic) }
 
 // Footer is what a segment says of itself.
 type Footer struct {
@@ -187,22 +155,22 @@ func ParseFooter(end []byte, size int64) (*Footer, error) {
 	if int64(len(end)) > size {
 		return nil, fmt.Errorf("%w: %d of %d bytes", ErrGarbled, len(end), size)
 	}
-	body, err := unseal(end, dataMagic)
+	body, err := open(end, dataMagic)
 	if err != nil {
 		return nil, err
 	}
-	f := &Footer{payload: uint64(size) - uint64(len(body)+TrailerSize)}
-	r := reader{b: body}
-	n := r.count(16)
+	f := &Footer{payload: uint64(size) - uint64(len(body)+footer.TrailerSize)}
+	r := footer.Reader{Left: body}
+	n := r.Count(16)
 	f.objects = make([]ulid.ULID, n)
 	for i := range f.objects {
-		copy(f.objects[i][:], r.bytes(16))
+		copy(f.objects[i][:], r.Bytes(16))
 		if i > 0 && f.objects[i-1].Compare(f.objects[i]) >= 0 {
-			r.failed = true
+			r.Failed = true
 		}
 	}
-	f.body = r.b
-	if r.failed {
+	f.body = r.Left
+	if r.Failed {
 		return nil, fmt.Errorf("%w: the list of WAL objects", ErrGarbled)
 	}
 	at := uint64(0)
@@ -226,19 +194,19 @@ func ParseFooter(end []byte, size int64) (*Footer, error) {
 // walk calls fn with each entry, and the index of its object, until it returns
 // false, which is an error.
 func (f *Footer) walk(fn func(e *Entry, object int) bool) error {
-	r := reader{b: f.body}
+	r := footer.Reader{Left: f.body}
 	position := uint64(0)
-	for n := 0; len(r.b) > 0; {
-		topic := string(r.bytes(r.uvarint()))
-		partition := int32(r.uvarint())
-		count := r.count(minEntry)
+	for n := 0; len(r.Left) > 0; {
+		topic := string(r.Bytes(r.Uvarint()))
+		partition := int32(r.Uvarint())
+		count := r.Count(minEntry)
 		object, end := uint64(0), uint64(0)
 		if count == 0 {
-			r.failed = true
+			r.Failed = true
 		}
 		for range count {
 			e := Entry{Topic: topic, Partition: partition, Position: position}
-			step := r.uvarint()
+			step := r.Uvarint()
 			if step > 0 {
 				end = 0
 			}
@@ -247,23 +215,23 @@ func (f *Footer) walk(fn func(e *Entry, object int) bool) error {
 			}
 			object += step
 			e.Object = f.objects[object]
-			e.ObjectOffset = end + r.uvarint()
-			e.Length = uint32(r.uvarint())
-			e.Records = int32(r.uvarint())
-			e.ProducerID = int64(r.uvarint()) - 1
-			e.ProducerEpoch = int16(r.uvarint()) - 1
-			e.BaseSequence = int32(r.uvarint()) - 1
-			if crc := r.bytes(4); crc != nil {
+			e.ObjectOffset = end + r.Uvarint()
+			e.Length = uint32(r.Uvarint())
+			e.Records = int32(r.Uvarint())
+			e.ProducerID = int64(r.Uvarint()) - 1
+			e.ProducerEpoch = int16(r.Uvarint()) - 1
+			e.BaseSequence = int32(r.Uvarint()) - 1
+			if crc := r.Bytes(4); crc != nil {
 				e.CRC = binary.BigEndian.Uint32(crc)
 			}
-			if r.failed || !fn(&e, int(object)) {
+			if r.Failed || !fn(&e, int(object)) {
 				return fmt.Errorf("%w: entry %d", ErrGarbled, n)
 			}
 			end = e.ObjectOffset + uint64(e.Length)
 			position += uint64(e.Length)
 			n++
 		}
-		if r.failed {
+		if r.Failed {
 			return fmt.Errorf("%w: after entry %d", ErrGarbled, n)
 		}
 	}
@@ -288,40 +256,4 @@ func (f *Footer) Entries() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
 		_ = f.walk(func(e *Entry, _ int) bool { return yield(*e) }) // it was walked before
 	}
-}
-
-type reader struct {
-	b      []byte
-	failed bool
-}
-
-func (r *reader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.failed, r.b = true, nil
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-// count is a number of things of at least size bytes each, no more than can
-// still come.
-func (r *reader) count(size int) int {
-	n := r.uvarint()
-	if n > uint64(len(r.b)/size) {
-		r.failed, r.b = true, nil
-		return 0
-	}
-	return int(n)
-}
-
-func (r *reader) bytes(n uint64) []byte {
-	if n > uint64(len(r.b)) {
-		r.failed, r.b = true, nil
-		return nil
-	}
-	b := r.b[:n]
-	r.b = r.b[n:]
-	return b
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/oklog/ulid/v2"
+
+	"github.com/sluice-kafka/sluice/diskless/footer"
 )
 
 // Object is a WAL object that a window covers: every batch of it is in one of
@@ -93,7 +95,7 @@ func (m *Manifest) Encode() ([]byte, error) {
 		b = appendPlace(b, s.First.Topic, s.First.Partition)
 		b = appendPlace(b, s.Last.Topic, s.Last.Partition)
 	}
-	if b = seal(b, 0, listMagic); len(b) > MaxManifest {
+	if b = footer.Seal(b, 0, listMagic); len(b) > MaxManifest {
 		return nil, fmt.Errorf("a manifest of %d bytes, of %d WAL objects and %d segments: the format allows %d; raise compaction.segment_bytes", len(b), len(m.Objects), len(m.Segments), MaxManifest)
 	}
 	return b, nil
@@ -104,34 +106,34 @@ const MaxManifest = 64 << 20
 
 // ParseManifest reads a manifest's object, found under the name w.
 func ParseManifest(b []byte, w Window) (*Manifest, error) {
-	body, err := unseal(b, listMagic)
+	body, err := open(b, listMagic)
 	if err != nil {
 		return nil, err
 	}
-	if len(body)+TrailerSize != len(b) {
-		return nil, fmt.Errorf("%w: %d bytes too many", ErrGarbled, len(b)-TrailerSize-len(body))
+	if len(body)+footer.TrailerSize != len(b) {
+		return nil, fmt.Errorf("%w: %d bytes too many", ErrGarbled, len(b)-footer.TrailerSize-len(body))
 	}
 	m := &Manifest{Level: w.Level}
-	r := reader{b: body}
-	copy(m.Run[:], r.bytes(16))
-	m.Objects = make([]Object, r.count(16+1))
+	r := footer.Reader{Left: body}
+	copy(m.Run[:], r.Bytes(16))
+	m.Objects = make([]Object, r.Count(16+1))
 	for i := range m.Objects {
-		copy(m.Objects[i].ID[:], r.bytes(16))
-		m.Objects[i].Size = int64(r.uvarint())
+		copy(m.Objects[i].ID[:], r.Bytes(16))
+		m.Objects[i].Size = int64(r.Uvarint())
 	}
-	m.Segments = make([]Info, r.count(minInfo))
+	m.Segments = make([]Info, r.Count(minInfo))
 	for i := range m.Segments {
 		s := &m.Segments[i]
-		s.Size = int64(r.uvarint())
-		s.FooterSize = int64(r.uvarint())
-		if bucket := r.bytes(1); bucket != nil {
+		s.Size = int64(r.Uvarint())
+		s.FooterSize = int64(r.Uvarint())
+		if bucket := r.Bytes(1); bucket != nil {
 			s.Bucket = Bucket(bucket[0])
 		}
-		s.Batches = int(r.uvarint())
-		s.First = r.place()
-		s.Last = r.place()
+		s.Batches = int(r.Uvarint())
+		s.First = place(&r)
+		s.Last = place(&r)
 	}
-	if r.failed || len(r.b) > 0 {
+	if r.Failed || len(r.Left) > 0 {
 		return nil, fmt.Errorf("%w: a manifest that ends too early or too late", ErrGarbled)
 	}
 	if err := m.check(); err != nil {
@@ -146,9 +148,9 @@ func ParseManifest(b []byte, w Window) (*Manifest, error) {
 // minInfo is the least that a segment takes in a manifest.
 const minInfo = 4 + 2*2
 
-func (r *reader) place() Place {
-	topic := r.bytes(r.uvarint())
-	return Place{string(topic), int32(r.uvarint())}
+func place(r *footer.Reader) Place {
+	topic := r.Bytes(r.Uvarint())
+	return Place{string(topic), int32(r.Uvarint())}
 }
 
 func (m *Manifest) check() error {
@@ -165,7 +167,7 @@ func (m *Manifest) check() error {
 	}
 	for i := range m.Segments {
 		s := &m.Segments[i]
-		if s.Size > MaxSize || s.FooterSize < int64(TrailerSize) || s.FooterSize > s.Size || s.Batches < 1 || s.First.Compare(s.Last) > 0 {
+		if s.Size > MaxSize || s.FooterSize < footer.TrailerSize || s.FooterSize > s.Size || s.Batches < 1 || s.First.Compare(s.Last) > 0 {
 			return fmt.Errorf("segment %d", i)
 		}
 	}

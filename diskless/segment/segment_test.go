@@ -15,6 +15,7 @@ import (
 	"github.com/oklog/ulid/v2"
 	"pgregory.net/rapid"
 
+	"github.com/sluice-kafka/sluice/diskless/footer"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 )
 
@@ -460,10 +461,10 @@ func FuzzParseFooter(f *testing.F) {
 	golden := unhex(goldenSegment)
 	f.Add(golden, int64(len(golden)), false)
 	f.Add(golden[10:], int64(len(golden)), false)
-	f.Add(golden[10:len(golden)-TrailerSize], int64(len(golden)), true)
+	f.Add(golden[10:len(golden)-footer.TrailerSize], int64(len(golden)), true)
 	f.Fuzz(func(t *testing.T, end []byte, size int64, sealed bool) {
 		if sealed { // get past the checksum
-			end = seal(end, 0, dataMagic)
+			end = footer.Seal(end, 0, dataMagic)
 		}
 		footer, err := ParseFooter(end, size)
 		if err != nil {
@@ -492,11 +493,11 @@ func FuzzParseFooter(f *testing.F) {
 func FuzzParseManifest(f *testing.F) {
 	golden := unhex(goldenManifest)
 	f.Add(golden, false)
-	f.Add(golden[:len(golden)-TrailerSize], true)
+	f.Add(golden[:len(golden)-footer.TrailerSize], true)
 	w := goldenList().Window()
 	f.Fuzz(func(t *testing.T, b []byte, sealed bool) {
 		if sealed {
-			b = seal(b, 0, listMagic)
+			b = footer.Seal(b, 0, listMagic)
 		}
 		m, err := ParseManifest(b, w)
 		if err != nil {
