@@ -9,7 +9,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -477,8 +476,8 @@ func (p *pass) report(o Object, deleted bool) {
 // look decides about one WAL object and, perhaps, deletes it.
 func (p *pass) look(ctx context.Context, i objstore.Info) error {
 	o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified}
-	id, err := ulid.ParseStrict(strings.TrimPrefix(i.Key, walPrefix))
-	if err != nil || walPrefix+id.String() != i.Key {
+	id, _, ok := diskless.ParseObjectKey(i.Key)
+	if !ok {
 		o.Reason, o.Why = Unknown, "not a key of sluice's: never touched"
 		p.report(o, false)
 		return nil
@@ -496,27 +495,14 @@ func (p *pass) look(ctx context.Context, i objstore.Info) error {
 		return nil
 	}
 	entries, err := p.footer(ctx, i)
-	switch {
-	case errors.Is(err, objstore.ErrNotFound):
-		return nil // somebody else was faster
-	case err != nil && ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		if !errors.Is(err, diskless.ErrObject) {
-			p.failures.Add(1)
-		}
-		o.Reason, o.Why = Unreadable, err.Error()
-		p.report(o, false)
-		return nil
+	if err != nil {
+		return p.unreadable(ctx, o, err)
 	}
 	places := make(map[place]struct{}, len(entries))
 	for _, e := range entries {
 		places[place{e.Topic, e.Partition}] = struct{}{}
 	}
 	p.decide(&o, places)
-	for at := range places {
-		p.name(at.topic)
-	}
 	if o.Reason != Dead {
 		if o.Partition != nil {
 			p.blockers.put(id, place{o.Topic, *o.Partition})
@@ -540,7 +526,8 @@ func (p *pass) tooYoung(o *Object) bool {
 	return true
 }
 
-// decide finds what keeps an object: of all that do, what will for longest.
+// decide finds what keeps an object: of all that do, what will for longest. The
+// topics that it names are asked about from now on.
 func (p *pass) decide(o *Object, places map[place]struct{}) {
 	o.Reason, o.Why = Dead, "no log can hold a reference to it"
 	rank := func(r Reason) int { return slices.Index([]Reason{Dead, Grace, Retained, Young, Unseen, Doubt}, r) }
@@ -552,6 +539,9 @@ func (p *pass) decide(o *Object, places map[place]struct{}) {
 		if r, best := rank(one.Reason), rank(o.Reason); r > best || r == best && one.Settled != nil && o.Settled != nil && one.Settled.Before(*o.Settled) {
 			*o = one
 		}
+	}
+	for at := range places {
+		p.name(at.topic)
 	}
 }
 
@@ -603,8 +593,18 @@ func (p *pass) name(topic string) {
 // larger.
 const footerGuess = 64 << 10
 
-// footer reads what an object holds, with one ranged GET or two.
+// footer reads what a WAL object holds.
 func (p *pass) footer(ctx context.Context, i objstore.Info) ([]diskless.Entry, error) {
+	end, err := p.end(ctx, i, diskless.FooterSize, diskless.ErrObject)
+	if err != nil {
+		return nil, err
+	}
+	return diskless.ReadFooter(end, i.Size)
+}
+
+// end reads the end of an object, with one ranged GET or two: as much as size says,
+// given some of it. garbled is what an object is that is too short.
+func (p *pass) end(ctx context.Context, i objstore.Info, size func(end []byte) int64, garbled error) ([]byte, error) {
 	guess := min(i.Size, footerGuess)
 	for {
 		end, err := p.opt.Store.Get(ctx, i.Key, i.Size-guess, guess)
@@ -613,14 +613,30 @@ func (p *pass) footer(ctx context.Context, i objstore.Info) ([]diskless.Entry, e
 			return nil, err
 		}
 		if int64(len(end)) != guess {
-			return nil, fmt.Errorf("%w: it is shorter than it is listed", diskless.ErrObject)
+			return nil, fmt.Errorf("%w: it is shorter than it is listed", garbled)
 		}
-		if need := diskless.FooterSize(end); need > guess && need <= i.Size {
-			guess = need
-			continue
+		need := size(end)
+		if need <= guess || need > i.Size {
+			return end, nil
 		}
-		return diskless.ReadFooter(end, i.Size)
+		guess = need
 	}
+}
+
+// unreadable reports an object whose content could not be read. One that is gone
+// was deleted by somebody who was faster.
+func (p *pass) unreadable(ctx context.Context, o Object, err error) error {
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !errors.Is(err, diskless.ErrObject) && !errors.Is(err, segment.ErrGarbled):
+		p.failures.Add(1)
+	}
+	o.Reason, o.Why = Unreadable, err.Error()
+	p.report(o, false)
+	return nil
 }
 
 func (p *pass) count(n *int64) {
@@ -648,7 +664,7 @@ func (p *pass) delete(ctx context.Context, o Object) error {
 		p.report(o, false)
 		return nil
 	}
-	if id, err := ulid.ParseStrict(strings.TrimPrefix(o.Key, walPrefix)); err == nil {
+	if id, _, ok := diskless.ParseObjectKey(o.Key); ok {
 		p.blockers.forget(id)
 	}
 	p.report(o, true)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
@@ -598,6 +599,6 @@ func walObject(topics ...string) []byte {
 	}
 	object = append(object, footer...)
 	object = binary.BigEndian.AppendUint32(object, uint32(len(footer)))
-	object = binary.BigEndian.AppendUint32(object, crc32.Checksum(footer, castagnoli))
+	object = binary.BigEndian.AppendUint32(object, crc32.Checksum(footer, wire.Castagnoli))
 	return append(object, "\x01sluiceW"...)
 }

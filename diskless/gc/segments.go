@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -202,29 +201,14 @@ func (p *pass) exists(ctx context.Context, key string) (bool, error) {
 // orphan decides about a segment that no manifest names and none can any more.
 func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests []*segment.Manifest) error {
 	f, err := p.segmentFooter(ctx, i)
-	switch {
-	case errors.Is(err, objstore.ErrNotFound):
-		return nil
-	case err != nil && ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		if !errors.Is(err, segment.ErrGarbled) {
-			p.failures.Add(1)
-		}
-		o.Reason, o.Why = Unreadable, err.Error()
-		p.report(o, false)
-		return nil
+	if err != nil {
+		return p.unreadable(ctx, o, err)
 	}
 	only, err := p.onlyHere(ctx, f, manifests)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		p.failures.Add(1)
-		o.Reason, o.Why = Unreadable, err.Error()
-		p.report(o, false)
-		return nil
-	case only == (ulid.ULID{}):
+	if err != nil {
+		return p.unreadable(ctx, o, err)
+	}
+	if only == (ulid.ULID{}) {
 		o.Reason, o.Why = Dead, "its compactor never finished"
 		return p.delete(ctx, o)
 	}
@@ -232,14 +216,7 @@ func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests 
 		o.Time = last
 	}
 	if !p.tooYoung(&o) {
-		places := make(map[place]struct{})
-		for e := range f.Entries() {
-			places[place{e.Topic, e.Partition}] = struct{}{}
-		}
-		p.decide(&o, places)
-		for at := range places {
-			p.name(at.topic)
-		}
+		p.decide(&o, placesOf(f))
 	}
 	if o.Reason == Dead {
 		return p.delete(ctx, o)
@@ -268,22 +245,19 @@ func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*seg
 
 // segmentFooter reads a footer without a manifest that says how large it is.
 func (p *pass) segmentFooter(ctx context.Context, i objstore.Info) (*segment.Footer, error) {
-	guess := min(i.Size, footerGuess)
-	for {
-		end, err := p.opt.Store.Get(ctx, i.Key, i.Size-guess, guess)
-		p.count(&p.Requests.Gets)
-		if err != nil {
-			return nil, err
-		}
-		if int64(len(end)) != guess {
-			return nil, fmt.Errorf("%w: it is shorter than it is listed", segment.ErrGarbled)
-		}
-		if need := segment.FooterSize(end); need > guess && need <= i.Size {
-			guess = need
-			continue
-		}
-		return segment.ParseFooter(end, i.Size)
+	end, err := p.end(ctx, i, segment.FooterSize, segment.ErrGarbled)
+	if err != nil {
+		return nil, err
 	}
+	return segment.ParseFooter(end, i.Size)
+}
+
+func placesOf(f *segment.Footer) map[place]struct{} {
+	places := make(map[place]struct{})
+	for e := range f.Entries() {
+		places[place{e.Topic, e.Partition}] = struct{}{}
+	}
+	return places
 }
 
 // segmentID is a segment's place among blockers.
@@ -318,27 +292,10 @@ func (p *pass) segment(ctx context.Context, m *segment.Manifest, manifest objsto
 	}
 	f, err := m.ReadFooter(ctx, p.opt.Store, n)
 	p.count(&p.Requests.Gets)
-	switch {
-	case errors.Is(err, objstore.ErrNotFound):
-		return nil
-	case err != nil && ctx.Err() != nil:
-		return ctx.Err()
-	case err != nil:
-		if !errors.Is(err, segment.ErrGarbled) {
-			p.failures.Add(1)
-		}
-		o.Reason, o.Why = Unreadable, err.Error()
-		p.report(o, false)
-		return nil
+	if err != nil {
+		return p.unreadable(ctx, o, err)
 	}
-	places := make(map[place]struct{})
-	for e := range f.Entries() {
-		places[place{e.Topic, e.Partition}] = struct{}{}
-	}
-	p.decide(&o, places)
-	for at := range places {
-		p.name(at.topic)
-	}
+	p.decide(&o, placesOf(f))
 	if o.Reason == Dead {
 		p.blockers.forget(id)
 		return p.delete(ctx, o)
@@ -394,8 +351,8 @@ func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objsto
 		if i.Key > last {
 			return past
 		}
-		id, err := ulid.ParseStrict(strings.TrimPrefix(i.Key, walPrefix))
-		if err != nil || walPrefix+id.String() != i.Key || !m.Covers(id) {
+		id, _, ok := diskless.ParseObjectKey(i.Key)
+		if !ok || !m.Covers(id) {
 			return nil
 		}
 		left = true
@@ -447,7 +404,7 @@ func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objsto
 			}
 			continue // look says what is wrong with it
 		}
-		id, _ := ulid.ParseStrict(strings.TrimPrefix(i.Key, walPrefix))
+		id, _, _ := diskless.ParseObjectKey(i.Key)
 		var own contents
 		for _, e := range entries {
 			own.add(id, e.Topic, e.Partition, e.Offset, e.Length, e.Records, e.ProducerID, e.ProducerEpoch, e.BaseSequence, e.CRC)

@@ -10,6 +10,8 @@ import (
 	"hash/crc32"
 	"io"
 	"time"
+
+	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
 // State is what collectors remember from one pass to the next, in the store
@@ -81,11 +83,9 @@ func (s *State) Encode() ([]byte, error) {
 	if err := z.Close(); err != nil {
 		return nil, err
 	}
-	head := fmt.Sprintf("%s%08x\n", stateMagic, crc32.Checksum(body.Bytes(), castagnoli))
+	head := fmt.Sprintf("%s%08x\n", stateMagic, crc32.Checksum(body.Bytes(), wire.Castagnoli))
 	return append([]byte(head), body.Bytes()...), nil
 }
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // maxState bounds what a state object may unpack to.
 const maxState = 1 << 30
@@ -94,7 +94,7 @@ const maxState = 1 << 30
 func ParseState(b []byte) (*State, error) {
 	rest, ok := bytes.CutPrefix(b, []byte(stateMagic))
 	sum, body, ok2 := bytes.Cut(rest, []byte("\n"))
-	if !ok || !ok2 || string(sum) != fmt.Sprintf("%08x", crc32.Checksum(body, castagnoli)) {
+	if !ok || !ok2 || string(sum) != fmt.Sprintf("%08x", crc32.Checksum(body, wire.Castagnoli)) {
 		return nil, errState
 	}
 	z, err := gzip.NewReader(bytes.NewReader(body))
