@@ -16,7 +16,6 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy/wire"
-	"github.com/sluice-kafka/sluice/server"
 )
 
 // survey is what a cluster shows of its topics while it is watched.
@@ -226,7 +225,7 @@ func (s *survey) readConfigs(ctx context.Context, cluster *lowlatency.Cluster, a
 		t.Internal, t.Compacted, t.Remote = t.Internal || f.Internal, f.Compacted, f.RemoteStorage
 		kept, ok := values[t.Topic]["retention.ms"]
 		t.Configured = f.Known && ok
-		t.Retention = server.Retention(kept)
+		t.Retention = lowlatency.RetentionOf(kept)
 		t.RetentionBytes = -1
 		if n, ok := values[t.Topic]["retention.bytes"]; ok {
 			t.RetentionBytes = n

@@ -28,7 +28,7 @@ func (c *Cluster) Retention(ctx context.Context, topics []string) map[string]tim
 					continue
 				}
 				if ms, err := strconv.ParseInt(*cfg.Value, 10, 64); err == nil {
-					kept[r.ResourceName] = retentionOf(ms)
+					kept[r.ResourceName] = RetentionOf(ms)
 				}
 			}
 		}
@@ -36,9 +36,9 @@ func (c *Cluster) Retention(ctx context.Context, topics []string) map[string]tim
 	return kept
 }
 
-// retentionOf is a retention.ms; those of more than a time.Duration holds, 292
-// years, are for ever.
-func retentionOf(ms int64) time.Duration {
+// RetentionOf is a retention.ms as a duration; negative is for ever, and so is what
+// is longer than durations can be, 292 years.
+func RetentionOf(ms int64) time.Duration {
 	if ms < 0 || ms > int64(1<<63-1)/int64(time.Millisecond) {
 		return -1
 	}

@@ -88,15 +88,6 @@ func LookIntoLogs(ctx context.Context, cluster *lowlatency.Cluster, topics []str
 	return looks, nil
 }
 
-// Retention is a retention.ms as a duration; negative is for ever, and so is what
-// is longer than durations can be, 292 years.
-func Retention(ms int64) time.Duration {
-	if ms < 0 || ms > math.MaxInt64/int64(time.Millisecond) {
-		return -1
-	}
-	return time.Duration(ms) * time.Millisecond
-}
-
 func retentions(ctx context.Context, cluster *lowlatency.Cluster, topics []string) (map[string]time.Duration, error) {
 	out := make(map[string]time.Duration)
 	if len(topics) == 0 {
@@ -112,7 +103,7 @@ func retentions(ctx context.Context, cluster *lowlatency.Cluster, topics []strin
 				continue
 			}
 			if ms, err := strconv.ParseInt(*c.Value, 10, 64); err == nil {
-				out[r.Name] = Retention(ms)
+				out[r.Name] = lowlatency.RetentionOf(ms)
 			}
 		}
 	}

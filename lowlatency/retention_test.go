@@ -1,4 +1,4 @@
-package server
+package lowlatency
 
 import (
 	"math"
@@ -11,7 +11,7 @@ func TestRetention(t *testing.T) {
 		0: 0, 1: time.Millisecond, -1: -1, math.MinInt64: -1, math.MaxInt64: -1,
 		math.MaxInt64 / 1_000_000: math.MaxInt64 / 1_000_000 * time.Millisecond, math.MaxInt64/1_000_000 + 1: -1,
 	} {
-		if got := Retention(ms); got != want {
+		if got := RetentionOf(ms); got != want {
 			t.Errorf("%d: %v, want %v", ms, got, want)
 		}
 	}
