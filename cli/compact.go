@@ -80,7 +80,8 @@ func compact(cmd *cobra.Command, path, metrics string, once bool) error {
 	var turn sync.Mutex
 	meters := compactor.NewMetrics(registry)
 	var compactors []*compactor.Compactor
-	for _, name := range slices.Sorted(maps.Keys(access.Stores)) {
+	names := slices.Sorted(maps.Keys(access.Stores))
+	for _, name := range names {
 		total := int64(0)
 		opt := compactor.Options{
 			Store: access.Stores[name].Store, Name: name, Retention: access.Cluster.Retention, Turn: &turn,
@@ -103,7 +104,7 @@ func compact(cmd *cobra.Command, path, metrics string, once bool) error {
 		return nil
 	}
 	for i, c := range compactors {
-		name := slices.Sorted(maps.Keys(access.Stores))[i]
+		name := names[i]
 		started := time.Now()
 		err := c.Pass(ctx)
 		bar.clear()

@@ -8,6 +8,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // Log is one partition's log: where it is, and from which offset to which.
@@ -95,26 +97,15 @@ func (c *Cluster) EpochEnd(ctx context.Context, l Log, epoch int32) (known int32
 	if leader < 0 || current < epoch {
 		return fail(fmt.Errorf("the leader is %d, of epoch %d, by a broker that may not know the newest", leader, current))
 	}
-	req := kmsg.NewPtrOffsetForLeaderEpochRequest()
-	req.ReplicaID = -1
-	t := kmsg.NewOffsetForLeaderEpochRequestTopic()
-	t.Topic = l.Topic
-	p := kmsg.NewOffsetForLeaderEpochRequestTopicPartition()
-	p.Partition, p.CurrentLeaderEpoch, p.LeaderEpoch = l.Partition, current, epoch
-	t.Partitions = append(t.Partitions, p)
-	req.Topics = append(req.Topics, t)
-	answer, err := req.RequestWith(ctx, c.client.Broker(int(leader)))
+	answers, err := c.epochEnds(ctx, leader, map[string][]int32{l.Topic: {l.Partition}}, func(string, int32) (int32, int32) { return current, epoch })
 	if err != nil {
 		return fail(err)
 	}
-	if len(answer.Topics) != 1 || len(answer.Topics[0].Partitions) != 1 {
-		return fail(errors.New("the broker's answer is about something else"))
+	got := answers[tiers.TopicPartition{Topic: l.Topic, Partition: l.Partition}]
+	if got.err != nil {
+		return fail(got.err)
 	}
-	got := answer.Topics[0].Partitions[0]
-	if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
-		return fail(err)
-	}
-	return got.LeaderEpoch, got.EndOffset, nil
+	return got.epoch, got.offset, nil
 }
 
 // Fetch returns what a log holds from an offset on, at least one batch when

@@ -63,24 +63,17 @@ func DefaultLimits() Limits {
 
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
-	def(&l.Window, d.Window)
-	def(&l.MinAge, d.MinAge)
-	def(&l.MemoryBytes, d.MemoryBytes)
-	def(&l.SegmentBytes, d.SegmentBytes)
-	def(&l.RequestsPerSecond, d.RequestsPerSecond)
-	def(&l.Concurrency, d.Concurrency)
-	def(&l.ClaimTimeout, d.ClaimTimeout)
-	def(&l.Rescan, d.Rescan)
+	l.Window = cmp.Or(l.Window, d.Window)
+	l.MinAge = cmp.Or(l.MinAge, d.MinAge)
+	l.MemoryBytes = cmp.Or(l.MemoryBytes, d.MemoryBytes)
+	l.SegmentBytes = cmp.Or(l.SegmentBytes, d.SegmentBytes)
+	l.RequestsPerSecond = cmp.Or(l.RequestsPerSecond, d.RequestsPerSecond)
+	l.Concurrency = cmp.Or(l.Concurrency, d.Concurrency)
+	l.ClaimTimeout = cmp.Or(l.ClaimTimeout, d.ClaimTimeout)
+	l.Rescan = cmp.Or(l.Rescan, d.Rescan)
 	l.Window = min(l.Window, segment.Level1.Span())
 	l.SegmentBytes = min(l.SegmentBytes, l.MemoryBytes/4)
 	return l
-}
-
-func def[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
 }
 
 // Options are everything a Compactor is made of.
