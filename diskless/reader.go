@@ -234,17 +234,28 @@ func (p *storedPiece) somewhere(ctx context.Context, try func(place) error) erro
 		inSegment = err
 	}
 	err := p.twice(ctx, wal, try)
-	if err == nil || ctx.Err() != nil || p.ref.Audit {
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	// It may be in a segment since a moment ago, and the object collected; or in
-	// another one.
-	at, ok, lookup := t.locate(ctx, p.writer, p.tp, p.ref, often, tried)
-	if ok {
-		if lookup = p.twice(ctx, at, try); lookup == nil {
+	var lookup error
+	if !p.ref.Audit {
+		// It may be in a segment since a moment ago, and the object collected; or in
+		// another one.
+		var at place
+		var ok bool
+		if at, ok, lookup = t.locate(ctx, p.writer, p.tp, p.ref, often, tried); ok {
+			if lookup = p.twice(ctx, at, try); lookup == nil {
+				return nil
+			}
+			p.fellBack(ctx, at, lookup)
+		}
+	}
+	// That an object is gone is believed when it is nowhere else either. Before that,
+	// to ask again would take the time of a reader whose store is slow.
+	if errors.Is(err, objstore.ErrNotFound) && ctx.Err() == nil {
+		if err = p.twice(ctx, wal, try); err == nil {
 			return nil
 		}
-		p.fellBack(ctx, at, lookup)
 	}
 	return errors.Join(err, inSegment, lookup)
 }
@@ -257,7 +268,7 @@ func (p *storedPiece) twice(ctx context.Context, at place, try func(place) error
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		if !errors.Is(err, errShort) && !errors.Is(err, placeholder.ErrMismatch) && !errors.Is(err, objstore.ErrNotFound) {
+		if !errors.Is(err, errShort) && !errors.Is(err, placeholder.ErrMismatch) {
 			return err
 		}
 		for _, c := range at.chunks {
