@@ -91,7 +91,7 @@ func TestFaults(t *testing.T) {
 		},
 		{
 			name:  "lost answers of PUTs that happened",
-			fault: share(50, objstore.Fault{Lost: true}), gap: 4 * time.Second,
+			fault: share(50, objstore.Fault{Lost: true}), gap: 6 * time.Second,
 		},
 		{
 			name:  "expired credentials",
