@@ -378,7 +378,7 @@ func TestLongGarbageAfterAnUncleanElection(t *testing.T) {
 		t.Fatal(err)
 	}
 	leader := topicsNow[topic].Partitions[0].Leader
-	away := (leader + 1) % 3
+	away := leader%3 + 1
 	k.Kill(t, away)
 	eventually(t, "the replica is out of sync", func() (bool, string) {
 		now, err := c.adm.ListTopics(t.Context(), topic)
