@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN := .cache/bin
 DEMO_ARGS ?=
 
-.PHONY: help run build test test-full bench bench-tiers bench-peers bench-sealing lint clean linters prerequisites
+.PHONY: help run build test test-full bench bench-tiers bench-peers bench-replay bench-sealing lint clean linters prerequisites
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,11 @@ PEERS_ARGS ?= -peer-rounds 7 -peer-steady 4s -peer-warm-up 1s -peer-turn 1s -pee
 
 bench-peers: ## compare the low-latency tier with the least that a hop can do, in under ten minutes
 	SLUICE_LONG=1 go test -count=1 -v -run TestLongPeersSideBySide -timeout 30m ./benchmarks -args $(PEERS_ARGS)
+
+REPLAY_ARGS ?= -replay-mib 512 -replay-rounds 5 -replay-control 3s
+
+bench-replay: ## compare a replay through sluice with raw GETs of the same bytes, in under five minutes
+	SLUICE_LONG=1 go test -count=1 -v -run TestLongReplayBesideRawGets -timeout 30m ./benchmarks -args $(REPLAY_ARGS)
 
 SEALING ?= 15s
 

@@ -1,12 +1,16 @@
 package benchmarks_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
 	"testing"
+	"time"
+
+	limiter "golang.org/x/time/rate"
 )
 
 // The least that a hop in user space can do: what sluice is measured against.
@@ -37,7 +41,35 @@ var relays = map[string]func(dst, src *net.TCPConn) error{
 			}
 		}
 	},
+	"line": func(dst, src *net.TCPConn) error {
+		buf := make([]byte, relayBuffer)
+		for {
+			asked := time.Now()
+			n, err := src.Read(buf)
+			if time.Since(asked) > time.Millisecond {
+				time.Sleep(lineDelay) // the first bytes of a request, or of its answer
+			}
+			if n > 0 {
+				_ = line.WaitN(context.Background(), n)
+				if _, err := dst.Write(buf[:n]); err != nil {
+					return err
+				}
+			}
+			if err != nil {
+				return err
+			}
+		}
+	},
 }
+
+// What lies between a replica and a store that is not on its machine: a network
+// of 1 Gbit/s, and 20 ms until the first byte of an answer.
+const (
+	lineRate  = 125_000_000
+	lineDelay = 10 * time.Millisecond // each way
+)
+
+var line = limiter.NewLimiter(lineRate, 1<<20)
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 5 && os.Args[1] == relayCommand {

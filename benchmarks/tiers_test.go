@@ -32,6 +32,9 @@ type sluiceProcess struct {
 	admin     string
 	log       string
 	pid       int
+	diskless  func(node int) string // its diskless face
+	program   string
+	config    string
 }
 
 const nodeIDs = 8
@@ -46,7 +49,10 @@ func startSluice(t *testing.T, k *harness.Kafka, configuration string) *sluicePr
 		t.Fatalf("building sluice: %v\n%s", err, out)
 	}
 	port := harness.Ports(t, 2+2*nodeIDs)
-	p := &sluiceProcess{bootstrap: fmt.Sprintf("127.0.0.1:%d", port), admin: fmt.Sprintf("127.0.0.1:%d", port+1), log: filepath.Join(dir, "log")}
+	p := &sluiceProcess{
+		bootstrap: fmt.Sprintf("127.0.0.1:%d", port), admin: fmt.Sprintf("127.0.0.1:%d", port+1), log: filepath.Join(dir, "log"),
+		diskless: func(node int) string { return fmt.Sprintf("127.0.0.1:%d", port+2+2*node+1) }, program: program, config: filepath.Join(dir, "sluice.yaml"),
+	}
 	text := fmt.Sprintf(`kafka:
   bootstrap: ["%s"]
 listen:
@@ -58,11 +64,10 @@ admin: "%s"
 default_class: control
 log: { level: warn }
 %s`, strings.Join(k.Bootstrap(), `", "`), p.bootstrap, port+2, port+1+2*nodeIDs, nodeIDs-1, p.admin, configuration)
-	file := filepath.Join(dir, "sluice.yaml")
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(p.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	process, err := harness.StartProcess("sluice", p.log, program, nil, "serve", "-c", file)
+	process, err := harness.StartProcess("sluice", p.log, program, nil, "serve", "-c", p.config)
 	if err != nil {
 		t.Fatal(err)
 	}

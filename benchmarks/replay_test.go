@@ -1,0 +1,593 @@
+package benchmarks_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/diskless"
+	"github.com/sluice-kafka/sluice/diskless/gc"
+	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/segment"
+	"github.com/sluice-kafka/sluice/harness"
+	"github.com/sluice-kafka/sluice/lowlatency"
+	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/server"
+)
+
+// The defaults are the short form; make bench-replay runs the long one.
+var (
+	replayMiB        = flag.Int("replay-mib", 96, "MiB to be replayed, from each store")
+	replayRounds     = flag.Int("replay-rounds", 1, "rounds; each has a replica of its own that has nothing in memory")
+	replayPartitions = flag.Int("replay-partitions", 8, "partitions")
+	replayConsumers  = flag.Int("replay-consumers", 4, "consumers, each of as many partitions, on a connection of its own")
+	replayFetch      = flag.Int("replay-fetch", 1<<20, "max.partition.fetch.bytes")
+	replayBatch      = flag.Int("replay-batch", 64<<10, "bytes of a batch")
+	replayMemory     = flag.String("replay-memory", "2GiB", "limits.memory_bytes")
+	replayGets       = flag.Int("replay-gets", 8, "raw GETs at a time")
+	replayControl    = flag.Duration("replay-control", time.Second, "how long control traffic runs beside nothing")
+	replayStores     = flag.String("replay-stores", "s3,line,file", "an S3 server on this machine, the same behind a line, a folder")
+)
+
+const rawGet = 16 << 20
+
+// replayed is what the routes have come to, beside one store.
+type replayed struct {
+	store string
+
+	puts, stored, amplified float64 // of a GB ingested; bytes in the store and written to it for a byte of payload
+	compactGets             float64 // for a GB
+	compactPuts             float64
+	compactCPU              float64 // seconds for a GB
+	raw, direct, sluice     []replayRun
+	idle                    [][]float64 // ms that control records took beside nothing
+}
+
+type replayRun struct {
+	mb         float64 // a second
+	cpu        float64 // of the replica, seconds for a GB
+	busy       float64 // the machine, 0 to 1
+	gets       float64 // for a GB, with what leads to segments
+	read       float64 // bytes for a byte given
+	control    []float64
+	replicaMax float64 // resident bytes
+}
+
+// Every byte of a compacted topic is read once and unchanged by consumers that do
+// no work of their own, from replicas with nothing in memory; the same bytes as
+// the segments that hold them, by GETs of 16 MiB; and the same batches from Kafka
+// itself. Control traffic runs beside each. Times are printed, not judged.
+func TestLongReplayBesideRawGets(t *testing.T) {
+	harness.Long(t)
+	if runtime.GOOS != "linux" {
+		t.Skip("CPU and memory of processes are read from /proc")
+	}
+	k := harness.StartKafka(t, harness.KafkaOptions{Nodes: []int32{1}})
+	s3 := harness.StartS3(t)
+	lineAddr := fmt.Sprintf("127.0.0.1:%d", harness.Ports(t, 1))
+	startRelay(t, "line", lineAddr, strings.TrimPrefix(s3.Endpoint, "http://"))
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.Bootstrap()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+
+	makeTopic(t, admin, "control", 1)
+	makeTopic(t, admin, "inline", int32(*replayPartitions))
+	batch := recordBatch(*replayBatch)
+	fill(t, k.Bootstrap()[0], "inline", batch)
+
+	at := func(endpoint, prefix string) string {
+		return fmt.Sprintf(`{ url: "s3://%s/%s", endpoint: "%s", access_key: "%s", secret_key: "%s" }`, s3.Bucket, prefix, endpoint, s3.AccessKey, s3.SecretKey)
+	}
+	folder := t.TempDir()
+	var all []*replayed
+	for _, store := range strings.Split(*replayStores, ",") {
+		r := &replayed{store: store}
+		write, read := at(s3.Endpoint, store), at(s3.Endpoint, store)
+		switch store {
+		case "line":
+			read = at("http://"+lineAddr, store)
+		case "file":
+			write = fmt.Sprintf(`{ url: "file://%s" }`, folder)
+			read = write
+		}
+		topic := store + "-replay"
+		makeTopic(t, admin, topic, int32(*replayPartitions))
+		t.Run(store, func(t *testing.T) { r.ingest(t, k, write, topic, batch) })
+		for round := range *replayRounds {
+			t.Run(fmt.Sprint(store, round), func(t *testing.T) { r.round(t, k, read, topic, batch, round) })
+		}
+		if t.Failed() {
+			return
+		}
+		all = append(all, r)
+	}
+	printReplays(all)
+}
+
+// replayConfig is that of replicas, and of the compactor.
+func replayConfig(store string) string {
+	return fmt.Sprintf(`stores:
+  default: %s
+topics:
+  - { match: "*-replay", class: replay }
+compaction: { enabled: false, window: 10s, min_age: 1s }
+gc: { enabled: false }
+limits: { memory_bytes: %s }
+`, store, *replayMemory)
+}
+
+func replayBatches(batch []byte) int { return *replayMiB << 20 / *replayPartitions / len(batch) }
+
+// replayBytes are those of the batches of all partitions.
+func replayBytes(batch []byte) float64 {
+	return float64(replayBatches(batch) * *replayPartitions * len(batch))
+}
+
+// ingest writes the topic, compacts it and collects what then nothing needs any
+// more.
+func (r *replayed) ingest(t *testing.T, k *harness.Kafka, store, topic string, batch []byte) {
+	gb := replayBytes(batch) / 1e9
+	s := startSluice(t, k, replayConfig(store))
+	fill(t, s.diskless(int(k.Nodes()[0])), topic, batch)
+	puts := s.metric(t, "sluice_objstore_requests_total", `op="put"`, `outcome="ok"`)
+	r.puts = puts / gb
+
+	time.Sleep(11*time.Second + 500*time.Millisecond) // the last window, and its age
+	compact := exec.Command(s.program, "compact", "-c", s.config, "--once")
+	if out, err := compact.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	r.compactCPU = (compact.ProcessState.UserTime() + compact.ProcessState.SystemTime()).Seconds() / gb
+
+	opened, cfg := openReplayStore(t, s.config)
+	var wal, segments, windows, segmentBytes float64
+	list(t, opened, diskless.WALPrefix, func(objstore.Info) { wal++ })
+	list(t, opened, segment.DataPrefix, func(i objstore.Info) { segments++; segmentBytes += float64(i.Size) })
+	list(t, opened, segment.WindowsPrefix, func(objstore.Info) { windows++ })
+	r.compactGets, r.compactPuts = wal/gb, (segments+windows)/gb
+	r.amplified = segmentBytes / replayBytes(batch)
+
+	opt, err := server.ClusterOptions(cfg, zerolog.Nop(), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster, err := lowlatency.New(opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cluster.Close()
+	if err := cluster.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// Nothing is on its way to the logs: they need not be waited for for hours.
+	collector := gc.Options{
+		Name: "default", Store: opened, Kafka: cluster, MinAge: time.Second, DeletesPerSecond: 10_000, Logger: zerolog.Nop(),
+		Timing: gc.Timing{Margin: 2 * time.Second, Grace: time.Second, Apart: time.Second, Missed: time.Hour},
+	}
+	for pass := 0; ; pass++ {
+		time.Sleep(1100 * time.Millisecond) // the store's clock counts seconds
+		_, err := gc.New(collector).Pass(t.Context())
+		left := 0
+		list(t, opened, diskless.WALPrefix, func(objstore.Info) { left++ })
+		if err == nil && left == 0 {
+			break
+		}
+		if pass == 10 {
+			t.Fatalf("%d WAL objects are left: %v", left, err)
+		}
+	}
+	list(t, opened, "", func(i objstore.Info) { r.stored += float64(i.Size) })
+	r.stored /= replayBytes(batch)
+	t.Logf("%s: %.0f PUTs/GB; compacted by %.0f GETs, %.0f PUTs and %.2f CPU s/GB; %.4f bytes stored for a byte", r.store, r.puts, r.compactGets, r.compactPuts, r.compactCPU, r.stored)
+}
+
+func openReplayStore(t *testing.T, file string) (objstore.Store, *config.Config) {
+	t.Helper()
+	cfg, err := config.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := server.OpenStore(cfg.Stores["default"], *replayGets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store, cfg
+}
+
+func list(t *testing.T, store objstore.Store, prefix string, fn func(objstore.Info)) {
+	t.Helper()
+	if err := store.List(t.Context(), prefix, "", func(i objstore.Info) error { fn(i); return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// round replays through a replica that has just started, by raw GETs and from
+// Kafka, in turns.
+func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, batch []byte, round int) {
+	s := startSluice(t, k, replayConfig(store))
+	opened, _ := openReplayStore(t, s.config)
+	size := replayBytes(batch)
+	control := startControl(t, s.bootstrap)
+	time.Sleep(*replayControl)
+	r.idle = append(r.idle, control.end())
+
+	routes := []func(){
+		func() {
+			run := measure(t, s, size, func() { readRaw(t, opened) })
+			r.raw = append(r.raw, run)
+			t.Logf("%s: raw GETs: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
+		},
+		func() {
+			run := measure(t, s, size, func() { replay(t, s.diskless(int(k.Nodes()[0])), topic, batch) })
+			r.sluice = append(r.sluice, run)
+			t.Logf("%s: sluice: %.0f MB/s, %.2f CPU s/GB, machine %.0f %% busy, %.0f GETs/GB, %.3f bytes read for a byte, %s resident", r.store, run.mb, run.cpu, 100*run.busy, run.gets, run.read, humanize.IBytes(uint64(run.replicaMax)))
+		},
+		func() {
+			run := measure(t, s, size, func() { replay(t, k.Bootstrap()[0], "inline", batch) })
+			r.direct = append(r.direct, run)
+			t.Logf("%s: Kafka: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
+		},
+	}
+	for i := range routes {
+		routes[(round+i)%len(routes)]()
+	}
+	if n := s.metric(t, "sluice_diskless_segment_fallbacks_total"); n > 0 {
+		t.Errorf("%v times a segment did not do", n)
+	}
+}
+
+// measure lets control traffic run beside something that moves so many bytes.
+func measure(t *testing.T, s *sluiceProcess, size float64, move func()) (run replayRun) {
+	t.Helper()
+	control := startControl(t, s.bootstrap)
+	gets, read, cpu := s.metric(t, "sluice_objstore_requests_total", `op="get"`), s.metric(t, "sluice_objstore_bytes_total", `op="get"`), processCPU(t, s.pid)
+	busy, all := machineCPU(t)
+	began := time.Now()
+	move()
+	took := time.Since(began).Seconds()
+	busyAfter, allAfter := machineCPU(t)
+	run.cpu = (processCPU(t, s.pid) - cpu) / (size / 1e9)
+	run.control = control.end()
+	if t.Failed() {
+		t.FailNow()
+	}
+	run.mb, run.busy = size/1e6/took, (busyAfter-busy)/(allAfter-all)
+	run.gets = (s.metric(t, "sluice_objstore_requests_total", `op="get"`) - gets) / (size / 1e9)
+	run.read = (s.metric(t, "sluice_objstore_bytes_total", `op="get"`) - read) / size
+	run.replicaMax = residentBytes(t, s.pid)
+	return run
+}
+
+// readRaw reads all segments.
+func readRaw(t *testing.T, store objstore.Store) {
+	var g errgroup.Group
+	g.SetLimit(*replayGets)
+	list(t, store, segment.DataPrefix, func(i objstore.Info) {
+		for from := int64(0); from < i.Size; from += rawGet {
+			g.Go(func() error {
+				n := min(rawGet, i.Size-from)
+				b, err := store.Get(t.Context(), i.Key, from, n)
+				if err == nil && int64(len(b)) != n {
+					err = fmt.Errorf("%s: %d bytes of %d", i.Key, len(b), n)
+				}
+				return err
+			})
+		}
+	})
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// eachConsumer runs fn for each part of the partitions at once.
+func eachConsumer(t *testing.T, addr string, fn func(c *rawClient, partitions []int32) error) {
+	t.Helper()
+	var g errgroup.Group
+	var partitions []int32
+	for i := range *replayPartitions {
+		partitions = append(partitions, int32(i))
+	}
+	for part := range slices.Chunk(partitions, max(1, *replayPartitions / *replayConsumers)) {
+		g.Go(func() error {
+			c, err := dialRaw(addr)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return fn(c, part)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatalf("%s: %v", addr, err)
+	}
+}
+
+// fill writes the same batch over and over.
+func fill(t *testing.T, addr, topic string, batch []byte) {
+	t.Helper()
+	eachConsumer(t, addr, func(c *rawClient, partitions []int32) error {
+		const inFlight = 64
+		room, failed := make(chan struct{}, inFlight), make(chan struct{})
+		defer close(failed)
+		n := replayBatches(batch) * len(partitions)
+		sent := make(chan error, 1)
+		go func() {
+			for i := range n {
+				select {
+				case room <- struct{}{}:
+				case <-failed:
+					return
+				}
+				if _, err := c.Write(produceFrame(topic, partitions[i%len(partitions)], batch)); err != nil {
+					sent <- err
+					return
+				}
+			}
+		}()
+		for range n {
+			if err := c.produced(); err != nil {
+				select {
+				case why := <-sent:
+					err = errors.Join(err, why)
+				default:
+				}
+				return err
+			}
+			<-room
+		}
+		return nil
+	})
+}
+
+// replay reads what fill wrote, and expects every batch in its place.
+func replay(t *testing.T, addr, topic string, batch []byte) {
+	t.Helper()
+	records := int64(wire.Batch(batch).NumRecords())
+	end := int64(replayBatches(batch)) * records
+	eachConsumer(t, addr, func(c *rawClient, partitions []int32) error {
+		at := make(map[int32]int64)
+		for len(partitions) > 0 {
+			req := kmsg.NewPtrFetchRequest()
+			req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.SessionEpoch = 500, 1, 50<<20, -1
+			rt := kmsg.NewFetchRequestTopic()
+			rt.Topic = topic
+			for _, p := range partitions {
+				rp := kmsg.NewFetchRequestTopicPartition()
+				rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes, rp.CurrentLeaderEpoch = p, at[p], int32(*replayFetch), -1
+				rt.Partitions = append(rt.Partitions, rp)
+			}
+			req.Topics = append(req.Topics, rt)
+			if _, err := c.Write(encodeRequest(req, fetchVersion, 1)); err != nil {
+				return err
+			}
+			body, err := c.receive(true)
+			if err != nil {
+				return err
+			}
+			resp := kmsg.NewPtrFetchResponse()
+			resp.SetVersion(fetchVersion)
+			if err := resp.ReadFrom(body); err != nil {
+				return err
+			}
+			for _, got := range resp.Topics[0].Partitions {
+				if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
+					return err
+				}
+				p := got.Partition
+				for b := got.RecordBatches; len(b) >= len(batch); b = b[len(batch):] {
+					// The broker sets the offset and the leader epoch, which come first.
+					if offset := wire.Batch(b).BaseOffset(); offset != at[p] || !bytes.Equal(b[brokersOwn:len(batch)], batch[brokersOwn:]) {
+						return fmt.Errorf("partition %d: a batch at offset %d, expected %d, or it was changed", p, offset, at[p])
+					}
+					at[p] += records
+				}
+			}
+			partitions = slices.DeleteFunc(slices.Clone(partitions), func(p int32) bool { return at[p] >= end })
+		}
+		return nil
+	})
+}
+
+// controlTraffic is a record of 1 KiB every 5 ms.
+type controlTraffic struct {
+	stop context.CancelFunc
+	done sync.WaitGroup
+	took []float64 // ms from when each was due
+	err  error
+	t    *testing.T
+}
+
+func startControl(t *testing.T, addr string) *controlTraffic {
+	t.Helper()
+	c, err := dialRaw(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	control := &controlTraffic{stop: stop, t: t}
+	frame := produceFrame("control", 0, recordBatch(1))
+	const every = 5 * time.Millisecond
+	control.done.Go(func() {
+		defer c.Close()
+		for due := time.Now(); ctx.Err() == nil; due = due.Add(every) {
+			time.Sleep(time.Until(due))
+			if _, control.err = c.Write(frame); control.err == nil {
+				control.err = c.produced()
+			}
+			if control.err != nil {
+				return
+			}
+			control.took = append(control.took, time.Since(due).Seconds()*1e3)
+		}
+	})
+	return control
+}
+
+func (c *controlTraffic) end() []float64 {
+	c.stop()
+	c.done.Wait()
+	if c.err != nil {
+		c.t.Errorf("control traffic: %v", c.err)
+	}
+	return c.took
+}
+
+// metric adds up the lines of a metric that have all of some labels.
+func (p *sluiceProcess) metric(t *testing.T, name string, labels ...string) (sum float64) {
+	t.Helper()
+	resp, err := http.Get("http://" + p.admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var text bytes.Buffer
+	if _, err := text.ReadFrom(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+next:
+	for l := range strings.Lines(text.String()) {
+		if rest, ok := strings.CutPrefix(l, name); !ok || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		for _, label := range labels {
+			if !strings.Contains(l, label) {
+				continue next
+			}
+		}
+		fields := strings.Fields(l)
+		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// machineCPU is in ticks, of all CPUs.
+func machineCPU(t *testing.T) (busy, all float64) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("/proc", "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	for i, f := range strings.Fields(first)[1:9] {
+		v, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all += v
+		if i != 3 && i != 4 { // idle, and waiting for a disk
+			busy += v
+		}
+	}
+	return busy, all
+}
+
+func printReplays(all []*replayed) {
+	fmt.Printf("\n%d MiB in %d partitions, batches of %s; %d consumers, max.partition.fetch.bytes %s; limits.memory_bytes %s; %d raw GETs of 16 MiB at a time; %d CPUs for all of it\n",
+		*replayMiB, *replayPartitions, humanize.IBytes(uint64(*replayBatch)), *replayConsumers, humanize.IBytes(uint64(*replayFetch)), *replayMemory, *replayGets, runtime.NumCPU())
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
+	heads := []string{""}
+	for _, r := range all {
+		heads = append(heads, r.store)
+	}
+	row := func(cells ...string) { fmt.Fprintln(w, "| "+strings.Join(cells, "\t| ")+"\t|") }
+	fmt.Fprintf(w, "%d rounds; medians (least to most)\n\n", *replayRounds)
+	row(heads...)
+	row(slices.Repeat([]string{"---"}, len(heads))...)
+	line := func(title, format string, of func(*replayed) []float64) {
+		cells := []string{title}
+		for _, r := range all {
+			v := of(r)
+			cell := fmt.Sprintf(format, median(v))
+			if len(v) > 1 {
+				cell += fmt.Sprintf(" ("+format+" to "+format+")", slices.Min(v), slices.Max(v))
+			}
+			cells = append(cells, cell)
+		}
+		row(cells...)
+	}
+	type runs = func(*replayed) []replayRun
+	raw, sluice, direct := func(r *replayed) []replayRun { return r.raw }, func(r *replayed) []replayRun { return r.sluice }, func(r *replayed) []replayRun { return r.direct }
+	each := func(title, format string, of runs, figure func(replayRun) float64) {
+		line(title, format, func(r *replayed) (v []float64) {
+			for _, run := range of(r) {
+				v = append(v, figure(run))
+			}
+			return v
+		})
+	}
+	mb, busy := func(r replayRun) float64 { return r.mb }, func(r replayRun) float64 { return 100 * r.busy }
+	each("raw GETs, MB/s", "%.0f", raw, mb)
+	each("replay through sluice, MB/s", "%.0f", sluice, mb)
+	line("of raw GETs in the same round", "%.0f %%", func(r *replayed) (v []float64) {
+		for i := range r.raw {
+			v = append(v, 100*r.sluice[i].mb/r.raw[i].mb)
+		}
+		return v
+	})
+	each("the same batches from Kafka, MB/s", "%.0f", direct, mb)
+	each("machine busy, raw GETs", "%.0f %%", raw, busy)
+	each("machine busy, sluice", "%.0f %%", sluice, busy)
+	each("CPU s/GB of the replica", "%.2f", sluice, func(r replayRun) float64 { return r.cpu })
+	each("GETs per GB replayed", "%.0f", sluice, func(r replayRun) float64 { return r.gets })
+	each("bytes read for a byte given", "%.3f", sluice, func(r replayRun) float64 { return r.read })
+	each("resident after it, MB", "%.0f", sluice, func(r replayRun) float64 { return r.replicaMax / 1e6 })
+	for _, p := range []struct {
+		name  string
+		share int
+	}{{"p50", 50}, {"p99", 99}} {
+		at := func(took []float64) float64 { return slices.Sorted(slices.Values(took))[len(took)*p.share/100] }
+		line("control "+p.name+" beside nothing, ms", "%.2f", func(r *replayed) (v []float64) {
+			for _, took := range r.idle {
+				v = append(v, at(took))
+			}
+			return v
+		})
+		for _, beside := range []struct {
+			name string
+			of   runs
+		}{{"raw GETs", raw}, {"a replay through sluice", sluice}, {"one from Kafka", direct}} {
+			each("control "+p.name+" beside "+beside.name, "%.2f", beside.of, func(r replayRun) float64 { return at(r.control) })
+		}
+	}
+	one := func(title, format string, of func(*replayed) float64) {
+		line(title, format, func(r *replayed) []float64 { return []float64{of(r)} })
+	}
+	one("PUTs per GB ingested", "%.0f", func(r *replayed) float64 { return r.puts })
+	one("GETs per GB compacted", "%.0f", func(r *replayed) float64 { return r.compactGets })
+	one("PUTs per GB compacted", "%.0f", func(r *replayed) float64 { return r.compactPuts })
+	one("CPU s/GB compacted", "%.2f", func(r *replayed) float64 { return r.compactCPU })
+	one("bytes of segments for a byte", "%.4f", func(r *replayed) float64 { return r.amplified })
+	one("bytes stored for a byte, after garbage collection", "%.4f", func(r *replayed) float64 { return r.stored })
+	_ = w.Flush()
+}
