@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/audit"
 	"github.com/sluice-kafka/sluice/diskless/compactor"
+	"github.com/sluice-kafka/sluice/diskless/diskcache"
 	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/lowlatency"
@@ -304,6 +305,7 @@ func registered(t *testing.T) map[string]metric {
 	server.NewLogMetrics(reg)
 	audit.NewMetrics(reg)
 	gc.NewMetrics(reg)
+	diskcache.NewMetrics(reg)
 	server.NewCertificates(zerolog.Nop(), reg)
 	routes, err := router.New(nil, map[string]tiers.Class{"control": {Name: "control"}}, "control")
 	if err != nil {

@@ -28,8 +28,9 @@ with its place and its remedy. Exit code 1 when there is any.
 credentials, versions, node ids within the ranges, ACLs and quotas that look at
 client addresses, SASL mechanisms that cannot be relayed), the topics (compacted
 or remote-stored ones in diskless classes) and the stores (a put, get, range and
-conditional put of a small object that is removed again). It changes nothing else,
-but makes the folder of a file:// store when there is none.`,
+conditional put of a small object that is removed again), and the disk cache
+(write, room). It changes nothing else, but makes the folder of a file:// store,
+and that of the disk cache, when there is none.`,
 		Example: "  sluice check -c sluice.yaml\n  sluice check -c sluice.yaml --live",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -144,6 +145,7 @@ func checkLive(ctx context.Context, out io.Writer, cfg *config.Config) error {
 	r := &report{out: out}
 	clusterID := checkCluster(ctx, r, cfg)
 	checkStores(ctx, r, cfg, clusterID)
+	checkDisk(r, cfg.DiskCache)
 	switch {
 	case r.failed > 0:
 		fmt.Fprintf(out, "\n%d failed, %d to look at.\n", r.failed, r.warned)

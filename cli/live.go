@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kversion"
 
 	"github.com/sluice-kafka/sluice/config"
+	"github.com/sluice-kafka/sluice/diskless/diskcache"
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/router"
@@ -286,4 +288,15 @@ func checkStores(ctx context.Context, r *report, cfg *config.Config, clusterID s
 			r.line(good, fmt.Sprintf("store %s: all of it took %v", name, time.Since(start).Round(time.Millisecond)), "")
 		}
 	}
+}
+
+func checkDisk(r *report, c config.DiskCache) {
+	if c.Path == "" {
+		return
+	}
+	err := diskcache.Check(c.Path, c.Bytes)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; make the folder, or mount the disk that it is on", err)
+	}
+	r.check(fmt.Sprintf("disk cache (%s): write, and room for %s", c.Path, size(c.Bytes)), err)
 }

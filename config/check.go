@@ -36,6 +36,7 @@ func (p *parser) check() {
 	p.rules()
 	p.compaction()
 	p.memory()
+	p.diskCache()
 	p.usedClasses()
 }
 
@@ -288,6 +289,19 @@ func (p *parser) lock(path string, s Store) {
 		p.problem(path+".lock", path+" has a lock and no lock_retention", "add lock_retention: how long nobody may alter or delete an audit object, as in 8760h for a year; with compliance nobody can shorten it later")
 	case !s.Locks() && p.has(path+".lock_retention") && (s.Lock != "" || !p.has(path+".lock")):
 		p.problem(path+".lock_retention", "lock_retention has no effect without a lock", "add lock: governance or lock: compliance, or remove it")
+	}
+}
+
+func (p *parser) diskCache() {
+	c := &p.cfg.DiskCache
+	switch {
+	case p.has("disk_cache.bytes") && !p.has("disk_cache.path"):
+		p.problem("disk_cache.bytes", "disk_cache.bytes has no effect without disk_cache.path", "add path: the folder on a local disk that the cache shall be in")
+	case p.has("disk_cache.path") && !p.has("disk_cache.bytes"):
+		p.problem("disk_cache.path", "disk_cache has no bytes", "add bytes: how much of the disk the cache may take, as in 100GiB")
+	}
+	if p.sound("disk_cache.path") && !filepath.IsAbs(c.Path) {
+		c.Path = filepath.Join(p.dir, c.Path)
 	}
 }
 

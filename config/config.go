@@ -37,6 +37,7 @@ type Config struct {
 	Placeholders Placeholders
 	Audit        Audit
 	Compaction   Compaction
+	DiskCache    DiskCache
 	Limits       Limits
 	Log          Log
 }
@@ -168,6 +169,12 @@ type Compaction struct {
 	SegmentBytes      int64
 	BytesPerSecond    int64 // read and written together, per store; 0 is no limit
 	RequestsPerSecond int   // per store
+}
+
+// DiskCache is on a local disk, below the cache in memory.
+type DiskCache struct {
+	Path  string // of a folder, absolute; "" is no such cache
+	Bytes int64
 }
 
 // GC is how objects are deleted to which nothing refers any more.

@@ -167,6 +167,9 @@ func schema() []key {
 		{path: "audit.object_size", kind: kindSize, def: "16MiB", from: "1MiB", to: "64MiB", metric: "sluice_audit_objects_total", field: func(t target) any { return &t.Audit.ObjectSize }},
 		{path: "audit.bytes_per_second", kind: kindSize, def: "32MiB", from: "64KiB", to: "1TiB", metric: "sluice_audit_bytes_total", field: func(t target) any { return &t.Audit.BytesPerSecond }},
 
+		{path: "disk_cache.path", kind: kindText, derived: "none: there is no such cache", field: func(t target) any { return &t.DiskCache.Path }},
+		{path: "disk_cache.bytes", kind: kindSize, derived: "required with a path", from: "64MiB", to: "1PiB", metric: "sluice_diskless_disk_cache_bytes", field: func(t target) any { return &t.DiskCache.Bytes }},
+
 		{path: "limits.memory_bytes", kind: kindSize, def: "auto", auto: true, from: "128MiB", to: "16TiB", metric: "sluice_memory_limit_bytes", field: func(t target) any { return &t.Limits.MemoryBytes }},
 		{path: "limits.connections", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections", field: func(t target) any { return &t.Limits.Connections }},
 		{path: "limits.connections_per_ip", kind: kindCount, def: "20000", from: "1", to: "1000000", metric: "sluice_proxy_connections_refused_total", field: func(t target) any { return &t.Limits.ConnectionsPerIP }},

@@ -273,6 +273,7 @@ func (p *storedPiece) twice(ctx context.Context, at place, try func(place) error
 		}
 		for _, c := range at.chunks {
 			p.tier.cache.remove(c.chunkKey)
+			p.tier.disk.Remove(p.tier.diskKey(p.writer, c))
 		}
 	}
 	return err
@@ -364,7 +365,8 @@ func (t *Tier) read(ctx context.Context, w *writer, p place, length uint32) ([]b
 	return joined, nil
 }
 
-// chunk returns a chunk from memory, or with one GET for all who want it.
+// chunk returns a chunk from memory, or from the disk or with one GET for all who
+// want it.
 func (t *Tier) chunk(ctx context.Context, w *writer, c chunk) ([]byte, error) {
 	if b := t.cache.get(c.chunkKey); b != nil {
 		return b, nil
@@ -385,12 +387,17 @@ func awaited[T any](ctx context.Context, flight <-chan singleflight.Result) (non
 	}
 }
 
-// fetch reads a chunk with one GET for all who want it, and keeps it.
+// fetch reads a chunk from the disk or with one GET for all who want it, and keeps
+// it.
 func (t *Tier) fetch(w *writer, c chunk) <-chan singleflight.Result {
 	name := c.store + "/" + c.object() + "/" + strconv.FormatInt(c.from, 10)
 	return t.loads.DoChan(name, func() (any, error) {
 		if b := t.cache.peek(c.chunkKey); b != nil {
 			return b, nil // another's GET ended between the look above and here
+		}
+		if b := t.disk.Get(t.diskKey(w, c)); b != nil {
+			t.cache.add(c.chunkKey, b, t.recent(c))
+			return b, nil // also while the store gives no answer
 		}
 		store, err := t.readable(w)
 		if err != nil {
@@ -433,8 +440,18 @@ func (t *Tier) get(w *writer, store objstore.Store, c chunk) ([]byte, error) {
 		}
 		return nil, err
 	}
-	t.cache.add(c.chunkKey, b, c.kind != segmentObject && t.isRecent(c.id))
+	t.cache.add(c.chunkKey, b, t.recent(c))
+	t.disk.Add(t.diskKey(w, c), b, t.recent(c))
 	return b, nil
+}
+
+// recent reports whether a chunk is cached apart from what catch-up scans read.
+func (t *Tier) recent(c chunk) bool { return c.kind != segmentObject && t.isRecent(c.id) }
+
+// diskKey names a chunk among those of all stores that a disk was ever used for.
+// What may be asked for has another length when limits.cache_bytes has changed.
+func (t *Tier) diskKey(w *writer, c chunk) string {
+	return fmt.Sprintf("%s\n%s\n%s\n%s\n%d+%d", t.clusterID, c.store, w.location(), c.object(), c.from, c.length)
 }
 
 // Readable reports whether a class's store has answered its last reader, within

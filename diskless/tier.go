@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/sluice-kafka/sluice/diskless/diskcache"
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
@@ -79,6 +80,10 @@ func ChunkBytes(cache int64) int64 {
 	return min(DefaultLimits().ChunkBytes, max(minChunk, cache/16))
 }
 
+// DiskShare of the cache in memory, one byte in so many, is for what is on its way
+// to the disk and from there. Of that one half is what waits to be written.
+const DiskShare = 4
+
 func (l Limits) withDefaults() Limits {
 	d := DefaultLimits()
 	def(&l.BufferBytes, d.BufferBytes)
@@ -108,6 +113,7 @@ func def[T comparable](v *T, d T) {
 type Options struct {
 	ClusterID string
 	Stores    map[string]StoreHandle // by the name that classes use; more may follow by AddStore
+	Disk      *diskcache.Cache       // below the cache in memory; nil: none
 	Limits    Limits                 // zero inline budgets: nothing goes inline for want of a store; zero early PUTs: none
 	Logger    zerolog.Logger
 	Metrics   prometheus.Registerer
@@ -124,6 +130,7 @@ type Tier struct {
 	sealer     *sealer
 	retries    *retries
 	cache      *cache
+	disk       *diskcache.Cache
 	found      *indexes
 	loads      singleflight.Group
 	ahead      chan struct{} // one for each read ahead of need
@@ -149,6 +156,7 @@ func New(opt Options) (*Tier, error) {
 		clusterID: opt.ClusterID,
 		limits:    opt.Limits.withDefaults(),
 		log:       opt.Logger,
+		disk:      opt.Disk,
 		writers:   make(map[string]*writer),
 		keys:      make(map[placeholder.KeyID]*writer),
 	}
@@ -165,7 +173,11 @@ func New(opt Options) (*Tier, error) {
 	t.budget = newInlineBudget(t.limits.InlineBytesPerSec, t.limits.InlineBytesTotal)
 	t.sealer = newSealer(float64(t.limits.EarlyPutsPerSec))
 	t.metrics = newMetrics(opt.Metrics, t.budget)
-	t.cache = newCache(t.limits.CacheBytes, t.metrics)
+	cacheBytes := t.limits.CacheBytes
+	if t.disk != nil {
+		cacheBytes -= cacheBytes / DiskShare
+	}
+	t.cache = newCache(cacheBytes, t.metrics)
 	t.found = newIndexes(t.limits.CacheBytes/indexShare, t.metrics)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	for name, h := range opt.Stores {

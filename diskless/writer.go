@@ -282,6 +282,14 @@ func (w *writer) handle() StoreHandle {
 	return w.store
 }
 
+// location is where the store's objects are, "" as long as it is not there.
+func (w *writer) location() string {
+	if store := w.handle().Store; store != nil {
+		return store.String()
+	}
+	return ""
+}
+
 func (w *writer) status() StoreStatus {
 	w.mu.Lock()
 	defer w.mu.Unlock()

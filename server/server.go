@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/compactor"
+	"github.com/sluice-kafka/sluice/diskless/diskcache"
 	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
@@ -48,6 +49,7 @@ type Server struct {
 	router  atomic.Pointer[router.Router]
 	certs   *Certificates
 	cluster *lowlatency.Cluster
+	disk    *diskcache.Cache // nil: there is none
 	tier    *diskless.Tier
 	compact *compactor.Metrics // nil: it is off
 	turn    sync.Mutex         // of the compactors
@@ -123,8 +125,15 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	l := cfg.Limits
 	NewMemoryGauge(s.metrics, l, cfg.Compaction)
 	s.collecting, s.collected = background, gc.NewMetrics(s.metrics)
+	if cfg.DiskCache.Path != "" {
+		s.disk = diskcache.Open(diskcache.Options{
+			Dir: cfg.DiskCache.Path, Bytes: cfg.DiskCache.Bytes, QueueBytes: l.CacheBytes / diskless.DiskShare / 2,
+			Logger: opt.Logger, Metrics: diskcache.NewMetrics(s.metrics),
+		})
+	}
 	s.tier, err = diskless.New(diskless.Options{
 		ClusterID: s.cluster.ClusterID(),
+		Disk:      s.disk,
 		Limits: diskless.Limits{
 			BufferBytes:       l.WriteBufferBytes,
 			CacheBytes:        l.CacheBytes,
@@ -341,6 +350,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if s.tier != nil {
 		errs = append(errs, s.tier.Close(ctx))
 	}
+	s.disk.Close()
 	s.cancel()
 	s.wg.Wait()
 	if s.cluster != nil {
