@@ -95,7 +95,7 @@ func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bo
 		answered: make(chan struct{}),
 		producer: &tiers.Producer{},
 	}
-	c.toClient = sink{Conn: client, timeout: p.limits.WriteTimeout}
+	c.toClient = newSink(client, p.limits.WriteTimeout)
 	c.queueIdle = sync.NewCond(&c.queueMu)
 	// fail ends both: contexts that know of each other, and of the proxy's, take
 	// a kilobyte more.
@@ -312,7 +312,7 @@ func (c *conn) connect() error {
 		c.p.metrics.dialErrors.Inc()
 		return brokerError{fmt.Errorf("connecting to broker: %w", err)}
 	}
-	c.toBroker.Conn, c.toBroker.timeout = upstream, c.p.limits.BrokerWriteTimeout
+	c.toBroker = newSink(upstream, c.p.limits.BrokerWriteTimeout)
 	c.endMu.Lock()
 	if c.dialing, c.upstream = nil, upstream; c.ended {
 		_ = upstream.Close()

@@ -176,7 +176,12 @@ func (f *frameReader) fill(fr *frame) error {
 	if n == len(fr.b) {
 		return nil
 	}
-	_, err := io.ReadFull(f.Conn, fr.b[n:])
+	var err error
+	if f.wait != nil {
+		err = f.wait.fill(fr.b[n:])
+	} else {
+		_, err = io.ReadFull(f.Conn, fr.b[n:])
+	}
 	if err != nil {
 		fr.release()
 		if err == io.EOF {

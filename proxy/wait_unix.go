@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -18,6 +17,8 @@ type socketWait struct {
 	arrivals *arrivals
 	raw      syscall.RawConn
 	try      func(fd uintptr) bool // made once: a closure for each frame would be garbage
+	tryFill  func(fd uintptr) bool
+	into     []byte // what fill has not filled yet
 	n        int
 	err      error
 }
@@ -33,7 +34,7 @@ func newSocketWait(c net.Conn, buffer func() []byte, drop func(), a *arrivals) *
 		return nil
 	}
 	w := &socketWait{buffer: buffer, drop: drop, arrivals: a, raw: raw}
-	w.try = w.attempt
+	w.try, w.tryFill = w.attempt, w.attemptFill
 	return w
 }
 
@@ -41,13 +42,15 @@ func newSocketWait(c net.Conn, buffer func() []byte, drop func(), a *arrivals) *
 func (w *socketWait) attempt(fd uintptr) bool {
 	for {
 		w.arrivals.drained.Store(false)
-		switch w.n, w.err = syscall.Read(int(fd), w.buffer()); {
-		case errors.Is(w.err, syscall.EINTR):
-		case errors.Is(w.err, syscall.EAGAIN):
+		n, errno := readSocket(fd, w.buffer())
+		switch errno {
+		case syscall.EINTR:
+		case syscall.EAGAIN:
 			w.drop()
 			w.arrivals.empty()
 			return false
 		default:
+			w.n, w.err = n, asError("read", errno)
 			return true
 		}
 	}
@@ -59,9 +62,100 @@ func (w *socketWait) read() (int, error) {
 	case err != nil:
 		return 0, err
 	case w.err != nil:
-		return 0, os.NewSyscallError("read", w.err)
+		return 0, w.err
 	case w.n == 0:
 		return 0, io.EOF
 	}
 	return w.n, nil
+}
+
+func (w *socketWait) attemptFill(fd uintptr) bool {
+	for len(w.into) > 0 {
+		n, errno := readSocket(fd, w.into)
+		switch {
+		case errno == syscall.EINTR:
+		case errno == syscall.EAGAIN:
+			return false
+		case errno != 0:
+			w.err = asError("read", errno)
+			return true
+		case n == 0:
+			w.err = io.ErrUnexpectedEOF
+			return true
+		default:
+			w.into = w.into[n:]
+		}
+	}
+	w.err = nil
+	return true
+}
+
+// fill reads all of p.
+func (w *socketWait) fill(p []byte) error {
+	w.into = p
+	err := w.raw.Read(w.tryFill)
+	w.into = nil
+	if err == nil {
+		err = w.err
+	}
+	return err
+}
+
+// socketWrite writes all of what it is given.
+type socketWrite struct {
+	raw syscall.RawConn
+	try func(fd uintptr) bool
+	p   []byte // what is not written yet
+	err error
+}
+
+// newSocketWrite returns nil for what is not plain TCP.
+func newSocketWrite(c net.Conn) *socketWrite {
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	w := &socketWrite{raw: raw}
+	w.try = w.attempt
+	return w
+}
+
+func (w *socketWrite) attempt(fd uintptr) bool {
+	for len(w.p) > 0 {
+		n, errno := writeSocket(fd, w.p)
+		switch errno {
+		case 0:
+			w.p = w.p[n:]
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return false
+		default:
+			w.err = asError("write", errno)
+			return true
+		}
+	}
+	w.err = nil
+	return true
+}
+
+func (w *socketWrite) write(p []byte) (int, error) {
+	w.p = p
+	err := w.raw.Write(w.try)
+	n := len(p) - len(w.p)
+	w.p = nil
+	if err == nil {
+		err = w.err
+	}
+	return n, err
+}
+
+func asError(call string, errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return os.NewSyscallError(call, errno)
 }

@@ -15,9 +15,14 @@ const writeChunk = 1 << 20
 // chunk within timeout.
 type sink struct {
 	net.Conn
+	plain   *socketWrite // nil for what is not plain TCP
 	timeout time.Duration
 	until   time.Time // when all has to be written, whatever progress is made; zero: no such time
 	stall   stall     // since when the present chunk is not taken
+}
+
+func newSink(c net.Conn, timeout time.Duration) sink {
+	return sink{Conn: c, plain: newSocketWrite(c), timeout: timeout}
 }
 
 func (s *sink) deadline() error {
@@ -38,12 +43,19 @@ func (s *sink) writeOne(b []byte) (n int, err error) {
 		if err := s.deadline(); err != nil {
 			return n, err
 		}
-		wrote, err := s.Write(chunk)
+		wrote, err := s.writePart(chunk)
 		n += wrote
 		if b = b[len(chunk):]; err != nil || len(b) == 0 {
 			return n, err
 		}
 	}
+}
+
+func (s *sink) writePart(b []byte) (int, error) {
+	if s.plain != nil {
+		return s.plain.write(b)
+	}
+	return s.Write(b)
 }
 
 // writeAll writes slices in order. It changes out.
