@@ -168,6 +168,9 @@ func (f *frameReader) read() (int, error) {
 // accepted notes that the frame that was filled last, of n bytes, was accepted.
 func (f *frameReader) accepted(n int) { f.arrivals.accept(n, f.w-f.r) }
 
+// holds reports whether the next n bytes have been read ahead.
+func (f *frameReader) holds(n int) bool { return f.w-f.r >= n }
+
 // fill reads the frame that await announced, and releases it on an error.
 func (f *frameReader) fill(fr *frame) error {
 	n := copy(fr.b, f.buf[f.r:f.w])
@@ -226,9 +229,11 @@ func (c *conn) read() error {
 			<-c.slots
 			return err
 		}
-		// From here on, the client is the one to be waited for.
-		c.readDeadline(c.p.limits.FrameTimeout)
-		c.filling.begin(time.Now())
+		if !in.holds(n) {
+			// From here on, the client is the one to be waited for.
+			c.readDeadline(c.p.limits.FrameTimeout)
+			c.filling.begin(time.Now())
+		}
 		err = in.fill(&r.in)
 		c.filling.end()
 		if err != nil {

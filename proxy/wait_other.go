@@ -15,4 +15,4 @@ type socketWrite struct{}
 
 func newSocketWrite(net.Conn) *socketWrite { return nil }
 
-func (*socketWrite) write([]byte) (int, error) { panic("never made") }
+func (*socketWrite) write(*sink, []byte) (int, error) { panic("never made") }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 )
 
 // socketWait reads into a buffer that it takes only when there is something to
@@ -105,6 +106,7 @@ func (w *socketWait) fill(p []byte) error {
 type socketWrite struct {
 	raw syscall.RawConn
 	try func(fd uintptr) bool
+	of  *sink
 	p   []byte // what is not written yet
 	err error
 }
@@ -132,6 +134,11 @@ func (w *socketWrite) attempt(fd uintptr) bool {
 			w.p = w.p[n:]
 		case syscall.EINTR:
 		case syscall.EAGAIN:
+			if !w.of.bounded {
+				if w.err = w.of.deadline(); w.err != nil {
+					return true
+				}
+			}
 			return false
 		default:
 			w.err = asError("write", errno)
@@ -142,8 +149,16 @@ func (w *socketWrite) attempt(fd uintptr) bool {
 	return true
 }
 
-func (w *socketWrite) write(p []byte) (int, error) {
-	w.p = p
+// write has a deadline only when p has to wait: a deadline costs more than a small
+// write's way to it.
+func (w *socketWrite) write(s *sink, p []byte) (int, error) {
+	if s.bounded {
+		if err := s.SetWriteDeadline(time.Time{}); err != nil {
+			return 0, err
+		}
+		s.bounded = false
+	}
+	w.of, w.p = s, p
 	err := w.raw.Write(w.try)
 	n := len(p) - len(w.p)
 	w.p = nil

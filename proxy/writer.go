@@ -18,6 +18,7 @@ type sink struct {
 	plain   *socketWrite // nil for what is not plain TCP
 	timeout time.Duration
 	until   time.Time // when all has to be written, whatever progress is made; zero: no such time
+	bounded bool      // a deadline is set, of an earlier write perhaps
 	stall   stall     // since when the present chunk is not taken
 }
 
@@ -27,6 +28,7 @@ func newSink(c net.Conn, timeout time.Duration) sink {
 
 func (s *sink) deadline() error {
 	now := time.Now()
+	s.bounded = true
 	s.stall.begin(now)
 	end := now.Add(s.timeout)
 	if !s.until.IsZero() && s.until.Before(end) {
@@ -40,9 +42,6 @@ func (s *sink) writeOne(b []byte) (n int, err error) {
 	defer s.stall.end()
 	for {
 		chunk := b[:min(len(b), writeChunk)]
-		if err := s.deadline(); err != nil {
-			return n, err
-		}
 		wrote, err := s.writePart(chunk)
 		n += wrote
 		if b = b[len(chunk):]; err != nil || len(b) == 0 {
@@ -52,8 +51,11 @@ func (s *sink) writeOne(b []byte) (n int, err error) {
 }
 
 func (s *sink) writePart(b []byte) (int, error) {
-	if s.plain != nil {
-		return s.plain.write(b)
+	if s.plain != nil && s.until.IsZero() {
+		return s.plain.write(s, b)
+	}
+	if err := s.deadline(); err != nil {
+		return 0, err
 	}
 	return s.Write(b)
 }

@@ -65,3 +65,23 @@ func TestNobodyTakesIt(t *testing.T) {
 		})
 	}
 }
+
+// The deadline of an earlier write is not that of a later one.
+func TestDeadlinesOfEarlierWrites(t *testing.T) {
+	for kind, pair := range pairs(t) {
+		t.Run(kind, func(t *testing.T) {
+			ours, theirs := pair()
+			s := newSink(ours, -time.Hour)
+			if err := s.deadline(); err != nil {
+				t.Fatal(err)
+			}
+			s.timeout = time.Hour
+			go func() { _, _ = io.Copy(io.Discard, theirs) }()
+			for range 2 {
+				if _, err := s.writeOne([]byte("late")); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
