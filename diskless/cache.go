@@ -27,6 +27,7 @@ type chunkKey struct {
 	id     ulid.ULID // of the object, or of the run whose segment it is
 	number int       // of the segment
 	from   int64     // where in the object it begins
+	length int64     // the object may end before
 }
 
 // object is the key of the object that the chunk is of.
@@ -50,7 +51,8 @@ type region struct {
 
 // cache keeps chunks of objects in memory, bounded by bytes. It has two regions:
 // what is recent, and what a catch-up scan reads. A scan then evicts only scans,
-// and tail readers keep their hits.
+// and tail readers keep their hits. What is recent takes no more than its own
+// room, scans also what of that is free.
 type cache struct {
 	misses prometheus.Counter
 
@@ -65,8 +67,8 @@ type cache struct {
 // chunks that nobody has asked for yet: more would push out what is being read.
 const aheadShare = 4
 
-// Of the cache, one byte in so many is for what catch-up scans read, and for what
-// finds it: listings, manifests and footers.
+// Of the cache, one byte in so many is for what catch-up scans read, whatever else
+// there is, and for what finds it: listings, manifests and footers.
 const (
 	scanShare  = 4
 	indexShare = 8
@@ -98,7 +100,7 @@ func newCache(bytes int64, m *metrics) *cache {
 func (c *cache) expect(k chunkKey, bytes int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.ahead[k]; ok || c.holds(k) || c.aheadBytes > 0 && c.aheadBytes+bytes > c.scan.max/aheadShare || bytes > c.scan.max/2 {
+	if _, ok := c.ahead[k]; ok || c.holds(k) || c.aheadBytes > 0 && c.aheadBytes+bytes > c.scanRoom()/aheadShare || bytes > c.scanRoom()/2 {
 		return false
 	}
 	c.ahead[k] = bytes
@@ -163,13 +165,34 @@ func (c *cache) add(k chunkKey, b []byte, recent bool) {
 	if len(b) == 0 || int64(cap(b)) > s.max {
 		return
 	}
-	for s.bytes+int64(cap(b)) > s.max {
-		s.lru.RemoveOldest()
-		s.evictions.Inc()
+	room := s.max
+	if !recent {
+		room = c.scanRoom()
 	}
+	s.evict(room - int64(cap(b)))
 	s.lru.Add(k, b)
 	s.bytes += int64(cap(b))
 	s.size.Set(float64(s.bytes))
+	c.scan.evict(c.scanRoom())
+}
+
+// scanRoom is what scans may take now. mu is held.
+func (c *cache) scanRoom() int64 { return c.scan.max + c.recent.max - c.recent.bytes }
+
+// evict lets go of what was used longest ago, until no more than max is left.
+func (s *region) evict(max int64) {
+	for s.bytes > max {
+		s.lru.RemoveOldest()
+		s.evictions.Inc()
+		s.size.Set(float64(s.bytes))
+	}
+}
+
+// room is what scans may take now.
+func (c *cache) room() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.scanRoom()
 }
 
 // remove forgets a chunk that turned out to be bad.

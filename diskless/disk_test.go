@@ -128,7 +128,7 @@ func TestADiskDoesNotKeepWhatDoesNotMatch(t *testing.T) {
 // one of the same name, elsewhere, nor for another cluster's.
 func TestADiskTellsStoresApart(t *testing.T) {
 	disk := openDisk(t, t.TempDir())
-	c := chunk{chunkKey{store: "default", from: 0}, 1 << 20}
+	c := chunk{chunkKey{store: "default", from: 0, length: 1 << 20}}
 	keys := map[string]bool{}
 	for _, cluster := range []string{"a", "b"} {
 		for _, name := range []string{"default", "other"} {

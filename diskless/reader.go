@@ -49,7 +49,12 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		}
 		pieces, stored = append(pieces, p), append(stored, p)
 	}
-	t.readAhead(tp, stored, min(readahead, t.maxAhead))
+	ahead := min(readahead, t.maxAhead)
+	if len(stored) > 0 && stored[0].old() {
+		t.scans.note(tp)
+		ahead = t.scans.ahead(ahead)
+	}
+	t.readAhead(tp, stored, ahead)
 	return pieces, nil
 }
 
@@ -314,10 +319,7 @@ type place struct {
 }
 
 // chunk is what one GET reads.
-type chunk struct {
-	chunkKey
-	length int64 // the object may end before
-}
+type chunk struct{ chunkKey }
 
 // walPlace is where a batch was written.
 func (t *Tier) walPlace(w *writer, ref placeholder.Ref) place {
@@ -329,7 +331,7 @@ func (t *Tier) walPlace(w *writer, ref placeholder.Ref) place {
 		k = auditObject
 	}
 	for i := first; i <= last; i++ {
-		at.chunks = append(at.chunks, chunk{chunkKey{store: w.name, kind: k, id: ref.Object, from: int64(i * size)}, int64(size)})
+		at.chunks = append(at.chunks, chunk{chunkKey{store: w.name, kind: k, id: ref.Object, from: int64(i * size), length: int64(size)}})
 	}
 	return at
 }
@@ -390,7 +392,7 @@ func awaited[T any](ctx context.Context, flight <-chan singleflight.Result) (non
 // fetch reads a chunk from the disk or with one GET for all who want it, and keeps
 // it.
 func (t *Tier) fetch(w *writer, c chunk) <-chan singleflight.Result {
-	name := c.store + "/" + c.object() + "/" + strconv.FormatInt(c.from, 10)
+	name := c.store + "/" + c.object() + "/" + strconv.FormatInt(c.from, 10) + "+" + strconv.FormatInt(c.length, 10)
 	return t.loads.DoChan(name, func() (any, error) {
 		if b := t.cache.peek(c.chunkKey); b != nil {
 			return b, nil // another's GET ended between the look above and here
@@ -517,7 +519,7 @@ func (t *Tier) admit(store string, obj *object) {
 		if len(chunk) < len(obj.buf) {
 			chunk = slices.Clone(chunk) // else one chunk would hold all of the object
 		}
-		t.cache.add(chunkKey{store: store, kind: k, id: obj.id, from: int64(from)}, chunk, true)
+		t.cache.add(chunkKey{store: store, kind: k, id: obj.id, from: int64(from), length: int64(size)}, chunk, true)
 	}
 }
 

@@ -132,6 +132,7 @@ type Tier struct {
 	cache      *cache
 	disk       *diskcache.Cache
 	found      *indexes
+	scans      *scans
 	loads      singleflight.Group
 	ahead      chan struct{} // one for each read ahead of need
 	maxAhead   int           // of one partition of an answer
@@ -178,6 +179,7 @@ func New(opt Options) (*Tier, error) {
 		cacheBytes -= cacheBytes / DiskShare
 	}
 	t.cache = newCache(cacheBytes, t.metrics)
+	t.scans = &scans{min: min(minIndexChunk, t.limits.ChunkBytes), max: t.limits.ChunkBytes, room: t.cache.room}
 	t.found = newIndexes(t.limits.CacheBytes/indexShare, t.metrics)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	for name, h := range opt.Stores {

@@ -126,13 +126,13 @@ func (t *Tier) placeIn(w *writer, in *found, tp tiers.TopicPartition, ref placeh
 	if !ok {
 		return at, false
 	}
-	return place{offset: uint64(position), chunks: []chunk{in.chunk(w, position)}, in: in}, true
+	return place{offset: uint64(position), chunks: []chunk{t.chunkIn(w, in, position)}, in: in}, true
 }
 
-// chunk is what is read to have the batch at a position.
-func (in *found) chunk(w *writer, position int64) chunk {
-	from, to := in.index.Chunk(position)
-	return chunk{chunkKey{store: w.name, kind: segmentObject, id: in.manifest.Run, number: in.number, from: from}, to - from}
+// chunkIn is what is read to have the batch at a position.
+func (t *Tier) chunkIn(w *writer, in *found, position int64) chunk {
+	from, to := in.index.Chunk(position, t.scans.chunk())
+	return chunk{chunkKey{store: w.name, kind: segmentObject, id: in.manifest.Run, number: in.number, from: from, length: to - from}}
 }
 
 // knowledge is what is known of a batch without asking anybody.
@@ -300,7 +300,7 @@ func (t *Tier) index(ctx context.Context, w *writer, m *segment.Manifest, n int,
 		if err != nil {
 			return nil, 0, err
 		}
-		x := f.Index(min(minIndexChunk, t.limits.ChunkBytes), t.limits.ChunkBytes)
+		x := f.Index(t.scans.min, t.scans.max)
 		return x, x.Bytes() + indexOverhead, nil
 	})
 }
@@ -466,7 +466,7 @@ func (t *Tier) readFirst(p *storedPiece, window segment.Window, m *segment.Manif
 }
 
 func (t *Tier) readOnIn(w *writer, in *found, position int64) {
-	c := in.chunk(w, position)
+	c := t.chunkIn(w, in, position)
 	if t.cache.expect(c.chunkKey, c.length) {
 		<-t.fetch(w, c) // whoever needs it gets the error
 		t.cache.missed(c.chunkKey)

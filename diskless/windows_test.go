@@ -282,7 +282,7 @@ func TestAHangingListing(t *testing.T) {
 // while a new one cannot be had.
 func TestAListingThatFailsForgetsNothing(t *testing.T) {
 	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
-		all := r.history(10, 2, 4000)
+		all := r.history(10, 2, 16_000)
 		objects := listed(t, r.memory, WALPrefix)
 		left, covered := objects[5], slices.Delete(slices.Clone(objects), 5, 6)
 		compacted(t, r.memory, segment.Level1, covered...)
@@ -625,6 +625,35 @@ func TestReplay(t *testing.T) {
 				t.Errorf("%s: %v with readahead, %v without", c.name, took[1], took[0])
 			}
 		}
+	})
+}
+
+// TestReplayOfLargePartitions: partitions whose chunks do not fit into memory
+// together are read in smaller ones. That they do not fit is known when some have
+// been read; from then on each byte is read once.
+func TestReplayOfLargePartitions(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(30, 8, 200_000)
+		objects := listed(t, r.memory, WALPrefix)
+		compacted(t, r.memory, segment.Level1, objects...)
+		remove(t, r.memory, objects...)
+		payload := int64(0)
+		for _, s := range all {
+			payload += int64(len(s.batch))
+		}
+		reader, before, read, n := r.another(Limits{CacheBytes: 40 << 20, ChunkBytes: 16 << 20}), r.lines(), int64(0), 0
+		replay(t, reader, all, 1, 2)
+		for _, l := range strings.Split(r.store.Transcript(), "\n")[before:] {
+			var key string
+			var from, length, got int64
+			if _, err := fmt.Sscanf(l, "get %s [%d, +%d) %d bytes", &key, &from, &length, &got); err == nil && strings.HasPrefix(key, segment.DataPrefix) {
+				read, n = read+got, n+1
+			}
+		}
+		if ratio := float64(read) / float64(payload); ratio > 1.5 {
+			t.Errorf("%d GETs read %d bytes for %d: %.2f of each", n, read, payload, ratio)
+		}
+		t.Logf("%d GETs read %d bytes for %d", n, read, payload)
 	})
 }
 

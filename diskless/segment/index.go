@@ -126,11 +126,30 @@ func (x *Index) Range(p Place) (from, to int64, ok bool) {
 	return from, to, true
 }
 
-// Chunk returns the chunk that holds the batch at a position.
-func (x *Index) Chunk(position int64) (from, to int64) {
+// Chunk returns the chunk that holds the batch at a position; or of one that is
+// larger than about limit, the piece that does. No batch lies in two pieces.
+func (x *Index) Chunk(position, limit int64) (from, to int64) {
 	i := sort.Search(len(x.chunks), func(i int) bool { return int64(x.chunks[i]) > position })
 	if i == 0 || i == len(x.chunks) || position > math.MaxUint32 {
 		return position, position
 	}
-	return int64(x.chunks[i-1]), int64(x.chunks[i])
+	from, to = int64(x.chunks[i-1]), int64(x.chunks[i])
+	pieces := (to - from + limit/2) / limit
+	if pieces < 2 {
+		return from, to
+	}
+	// A batch is of the piece in which it begins.
+	size := (to - from + pieces - 1) / pieces
+	n := (x.beginning(position+1, -1) - from) / size
+	return x.beginning(from+n*size, 0), min(x.beginning(from+(n+1)*size, 0), to)
+}
+
+// beginning returns where the first batch at or behind a position begins, or
+// the one so many further on; the end, if there is none.
+func (x *Index) beginning(position int64, further int) int64 {
+	i := further + sort.Search(len(x.batches), func(i int) bool { return int64(x.batches[i].position) >= position })
+	if i == len(x.batches) {
+		return int64(x.chunks[len(x.chunks)-1])
+	}
+	return int64(x.batches[i].position)
 }

@@ -237,8 +237,19 @@ func TestSegmentRoundTrip(t *testing.T) {
 		minChunk := rapid.Int64Range(1, 100).Draw(rt, "min")
 		maxChunk := minChunk + rapid.Int64Range(0, 100).Draw(rt, "more")
 		x := f.Index(minChunk, maxChunk)
+		limit := rapid.Int64Range(1, 2*maxChunk).Draw(rt, "limit")
 		for at := int64(0); at < f.Payload(); {
-			from, to := x.Chunk(at)
+			from, to := x.Chunk(at, limit)
+			if from != at || to <= from || to > f.Payload() {
+				rt.Fatalf("the piece at %d is [%d, %d)", at, from, to)
+			}
+			if chunk, end := x.Chunk(at, math.MaxInt64/2); from < chunk || to > end {
+				rt.Fatalf("the piece [%d, %d) is not in its chunk [%d, %d)", from, to, chunk, end)
+			}
+			at = to
+		}
+		for at := int64(0); at < f.Payload(); {
+			from, to := x.Chunk(at, math.MaxInt64/2)
 			if from != at || to <= from || to > f.Payload() {
 				rt.Fatalf("the chunk at %d is [%d, %d)", at, from, to)
 			}
@@ -256,7 +267,7 @@ func TestSegmentRoundTrip(t *testing.T) {
 		}
 		for _, r := range x.runs {
 			if from, to := x.ends(r); to-from >= minChunk {
-				if at, _ := x.Chunk(from); at != from {
+				if at, _ := x.Chunk(from, math.MaxInt64/2); at != from {
 					rt.Fatalf("a partition of %d bytes begins at %d in a chunk that begins at %d", to-from, from, at)
 				}
 			}
@@ -267,7 +278,7 @@ func TestSegmentRoundTrip(t *testing.T) {
 			if !ok || position != int64(e.Position) {
 				rt.Fatalf("%+v is found at %d, %v", e, position, ok)
 			}
-			if from, to := x.Chunk(position); e.Length > 0 && (position < from || position+int64(e.Length) > to) {
+			if from, to := x.Chunk(position, limit); e.Length > 0 && (position < from || position+int64(e.Length) > to) {
 				rt.Fatalf("%+v is not in its chunk [%d, %d)", e, from, to)
 			}
 			if from, to, ok := x.Range(p); !ok || position < from || position+int64(e.Length) > to {
@@ -318,8 +329,23 @@ func TestChunks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := f.Index(10, 20).chunks, []uint32{0, 9, 21, 41, 57, 157, 158}; !slices.Equal(got, want) {
+	x := f.Index(10, 20)
+	if got, want := x.chunks, []uint32{0, 9, 21, 41, 57, 157, 158}; !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+	// In pieces where memory is short; what is about as large stays whole.
+	for limit, want := range map[int64][]int64{
+		14: {0, 9, 21, 41, 57, 157, 158},
+		13: {0, 9, 21, 33, 41, 57, 157, 158},
+		4:  {0, 6, 9, 15, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 157, 158},
+	} {
+		got := []int64{0}
+		for at := int64(0); at < f.Payload(); got = append(got, at) {
+			_, at = x.Chunk(at, limit)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("in pieces of %d: %v, want %v", limit, got, want)
+		}
 	}
 }
 
