@@ -36,7 +36,7 @@ PEERS_ARGS ?= -peer-rounds 7 -peer-steady 4s -peer-warm-up 1s -peer-turn 1s -pee
 bench-peers: ## compare the low-latency tier with the least that a hop can do, in under ten minutes
 	SLUICE_LONG=1 go test -count=1 -v -run TestLongPeersSideBySide -timeout 30m ./benchmarks -args $(PEERS_ARGS)
 
-REPLAY_ARGS ?= -replay-mib 512 -replay-rounds 5 -replay-control 3s
+REPLAY_ARGS ?= -replay-mib 512 -replay-rounds 3 -replay-control 2s -replay-stores s3,line,file
 
 bench-replay: ## compare a replay through sluice with raw GETs of the same bytes, in under five minutes
 	SLUICE_LONG=1 go test -count=1 -v -run TestLongReplayBesideRawGets -timeout 30m ./benchmarks -args $(REPLAY_ARGS)

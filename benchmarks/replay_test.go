@@ -50,7 +50,7 @@ var (
 	replayMemory     = flag.String("replay-memory", "2GiB", "limits.memory_bytes")
 	replayGets       = flag.Int("replay-gets", 8, "raw GETs at a time")
 	replayControl    = flag.Duration("replay-control", time.Second, "how long control traffic runs beside nothing")
-	replayStores     = flag.String("replay-stores", "s3,line,file", "an S3 server on this machine, the same behind a line, a folder")
+	replayStores     = flag.String("replay-stores", "line", "s3, line, file: an S3 server on this machine, the same behind a line, a folder")
 )
 
 const rawGet = 16 << 20
