@@ -47,6 +47,9 @@ type KafkaOptions struct {
 	// want one of their clients too: TLSBootstrap's, where clients log in as
 	// well, and CertificateBootstrap's, where they do not.
 	TLS *CA
+	// ClientMetrics is a file to which brokers write what clients push of their
+	// metrics (harness/java/Reporter.java).
+	ClientMetrics string
 	// Relays are addresses at which something stands before a cluster of one
 	// broker: for each, the broker has a listener that names it to clients.
 	Relays []string
@@ -116,6 +119,17 @@ func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
 	cp, err := Classpath(opt.Version)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if opt.ClientMetrics != "" {
+		newest, err := Classpath(DefaultKafka)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plugins, err := javaClasses("java", newest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cp = plugins + string(os.PathListSeparator) + cp
 	}
 	k := &Kafka{
 		ID:  base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("sluice-%09d", os.Getpid()))),
@@ -279,6 +293,9 @@ func (k *Kafka) format(n *kafkaNode) error {
 	}
 	if k.before4() {
 		p["group.coordinator.rebalance.protocols"] = "classic,consumer" // KIP-848, which is not the default yet
+	}
+	if k.opt.ClientMetrics != "" {
+		p["metric.reporters"], p["reporter.file"] = "Reporter", k.opt.ClientMetrics
 	}
 	for key, v := range k.opt.Properties {
 		p[key] = v
