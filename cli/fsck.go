@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,8 +24,8 @@ const fsckHelp = `Walks the topics' logs, straight from the brokers, and resolve
 as a reader's would be: its signature is verified, its bytes are read from the
 object store, and their checksum, count and producer are held against it. Batches
 that are in the brokers have their checksums looked at. Damage is named by topic,
-partition and range of offsets, with the objects and the remedy. Nothing is
-changed, neither in Kafka nor in a store.
+partition and range of offsets, with the objects and the remedy. Without --repair
+nothing is changed, neither in Kafka nor in a store.
 
 Topics are named by patterns as in the configuration; none is all but internal
 ones. Logs are walked to where they end when the run begins. It takes memory for
@@ -33,6 +34,13 @@ caches of 256 MiB and the placeholders of 64 MiB, and reads each object about on
 --sample 5% reads the bytes of one object in twenty, always the same ones; all
 signatures and logs are looked at. --orphans also lists what a store holds and
 nothing refers to, with its age: only with all topics.
+
+--repair also holds every object of the stores against its checksums, and makes
+anew what other copies prove: segments of WAL objects, WAL objects of segments,
+manifests of segments' footers. Only whole, checked bytes are written; nothing is
+removed but manifests that lead nowhere; what is below audit/ is never touched. Then
+the topics concerned are walked again, and what is named is what cannot be repaired.
+With --dry-run it only says what it would do.
 
 Exit codes: 0 all that was looked at can be read; 1 something is damaged; 2 nothing
 is known to be damaged, but not all could be looked at (a broker or store did not
@@ -46,7 +54,7 @@ const (
 
 func newFsck() *cobra.Command {
 	var path, sample, resume, bytesRate string
-	var full, orphans, asJSON bool
+	var full, orphans, asJSON, repair, dryRun bool
 	var fetches float64
 	cmd := &cobra.Command{
 		Use:   "fsck [TOPIC-PATTERN...]",
@@ -58,10 +66,20 @@ func newFsck() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opt := upkeep.FsckOptions{Orphans: orphans, State: resume, FetchesPerSecond: fetches}
 			err := fsckOptions(&opt, args, sample, bytesRate, full)
+			if err == nil && repair && (len(args) > 0 || sample != "" || resume != "") {
+				err = errors.New("--repair looks at all topics and all bytes, in one go: no pattern, --sample or --resume goes with it")
+			}
+			if err == nil && dryRun && !repair {
+				err = errors.New("--dry-run is of --repair: without it nothing is changed")
+			}
 			if err != nil {
 				return exitCode{exitUnknown, usage(cmd, err)}
 			}
-			report, err := fsck(cmd, path, opt)
+			var how *upkeep.RepairOptions
+			if repair {
+				how = &upkeep.RepairOptions{DryRun: dryRun, BytesPerSecond: opt.BytesPerSecond}
+			}
+			report, err := fsck(cmd, path, opt, how)
 			if report == nil {
 				return exitCode{exitUnknown, err}
 			}
@@ -72,7 +90,7 @@ func newFsck() *cobra.Command {
 				printFsck(out, report)
 			}
 			switch {
-			case len(report.Damage) > 0:
+			case len(report.Damage) > 0 || slices.ContainsFunc(report.Fixes, func(f upkeep.Fix) bool { return !f.Done }):
 				return exitCode{exitFound, errReported}
 			case err != nil && (asJSON || report.Stopped == "" && len(report.Unlooked) == 0):
 				return exitCode{exitUnknown, err}
@@ -87,6 +105,8 @@ func newFsck() *cobra.Command {
 	fl.StringVar(&sample, "sample", "", "read the bytes of so many objects only, for example 5%")
 	fl.BoolVar(&full, "full", false, "read the bytes of all objects; the default")
 	fl.BoolVar(&orphans, "orphans", false, "also list what nothing refers to")
+	fl.BoolVar(&repair, "repair", false, "make damaged objects anew from other copies")
+	fl.BoolVar(&dryRun, "dry-run", false, "with --repair: only say what would be done")
 	fl.BoolVar(&asJSON, "json", false, "print JSON; its names are stable")
 	fl.StringVar(&resume, "resume", "", "keep the run in this file while it is under way, and go on with what it holds")
 	fl.StringVar(&bytesRate, "rate", "64MiB", "bytes a second from the stores; 0 is unbounded")
@@ -138,7 +158,8 @@ func byteRate(flag, text string) (float64, error) {
 	return float64(n), nil
 }
 
-func fsck(cmd *cobra.Command, path string, opt upkeep.FsckOptions) (*upkeep.FsckReport, error) {
+// fsck also repairs unless how is nil.
+func fsck(cmd *cobra.Command, path string, opt upkeep.FsckOptions, how *upkeep.RepairOptions) (*upkeep.FsckReport, error) {
 	cfg, err := config.Load(path)
 	if err != nil {
 		return nil, err
@@ -159,7 +180,16 @@ func fsck(cmd *cobra.Command, path string, opt upkeep.FsckOptions) (*upkeep.Fsck
 			bar.show(p.Done, p.Of, text)
 		}
 	}
-	report, err := access.Fsck(ctx, opt)
+	var report *upkeep.FsckReport
+	if how == nil {
+		report, err = access.Fsck(ctx, opt)
+	} else {
+		how.Note = func(f upkeep.Fix) {
+			bar.clear()
+			fmt.Fprintln(cmd.ErrOrStderr(), fixed(f))
+		}
+		report, err = access.Mend(ctx, opt, *how)
+	}
 	bar.clear()
 	if errors.Is(err, context.Canceled) && opt.State != "" && report != nil {
 		report.Stopped = "interrupted; the same command goes on"
@@ -230,6 +260,7 @@ func printFsck(out io.Writer, r *upkeep.FsckReport) {
 			fmt.Fprintf(out, "Topic %s was deleted meanwhile.\n", t.Topic)
 		}
 	}
+	printFixes(out, r)
 	for _, d := range r.Damage {
 		fmt.Fprintf(out, "\n%s-%d, offsets %d to %d: %s\n", d.Topic, d.Partition, d.First, d.Last, strings.ReplaceAll(string(d.Kind), "_", " "))
 		fmt.Fprintf(out, "  %s of %s; %s\n", counted(d.Placeholders, "placeholder"), counted(d.Records, "record"), d.Detail)
@@ -262,6 +293,40 @@ func printFsck(out io.Writer, r *upkeep.FsckReport) {
 			placeholders, records = placeholders+d.Placeholders, records+d.Records
 		}
 		fmt.Fprintf(out, "\nDAMAGED: %s, %s of %s.\n", counted(int64(len(r.Damage)), "range"), counted(placeholders, "placeholder"), counted(records, "record"))
+	}
+}
+
+// fixed is a line about one.
+func fixed(f upkeep.Fix) string {
+	what := map[upkeep.Action]string{upkeep.Rewrite: "write anew", upkeep.Create: "write anew", upkeep.Remove: "remove", upkeep.NoWay: "cannot repair"}[f.Action]
+	line := fmt.Sprintf("%-13s  store %s: %s (%s)", what, f.Store, f.Key, f.Damage)
+	if f.Why != "" {
+		line += ": " + f.Why
+	}
+	return line
+}
+
+func printFixes(out io.Writer, r *upkeep.FsckReport) {
+	done, can, not := int64(0), int64(0), int64(0)
+	for _, f := range r.Fixes {
+		switch {
+		case f.Done:
+			done++
+		case f.Action == upkeep.NoWay:
+			not++
+		default:
+			can++
+		}
+	}
+	if len(r.Fixes) == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\nRepair: %s made good, %d would be, %d cannot be.\n", counted(done, "object"), can, not)
+	for _, f := range r.Fixes {
+		fmt.Fprintln(out, "  "+fixed(f))
+	}
+	if !r.DryRun && len(r.Damage) == 0 {
+		fmt.Fprintln(out, "All topics concerned were looked at again: no offset is affected.")
 	}
 }
 

@@ -107,6 +107,21 @@ func wholeObject(batches, described []byte) []byte {
 	return footer.Seal(append(object, described...), len(batches), objectMagic)
 }
 
+// BuildObject makes a WAL object anew, as it was written, of batches that lie back
+// to back and the entries that describe them.
+func BuildObject(batches []byte, entries []Entry) []byte {
+	var described []byte
+	for _, e := range entries {
+		described = appendEntry(described, e)
+	}
+	return wholeObject(batches, described)
+}
+
+// Intact reports whether b is the batch that an entry describes.
+func Intact(b wire.Batch, length, crc uint32) bool {
+	return b.IsV2() && len(b) == int(length) && int64(b.Length())+wire.LogOverhead == int64(len(b)) && b.CRC() == crc && b.ComputeCRC() == crc
+}
+
 // ErrObject is an object that is not one of ours, or not whole. What it held
 // can only be found in a copy.
 var ErrObject = errors.New("not a whole WAL object")

@@ -1,7 +1,7 @@
 // Package upkeep is what an operator does beside running replicas: proving that
 // every placeholder can be read, and leaving. It talks to brokers and stores
 // itself, needs no replica, and changes neither logs nor objects of the cluster
-// that it looks at.
+// that it looks at; but Repair makes damaged objects anew.
 package upkeep
 
 import (

@@ -42,6 +42,9 @@ type FsckReport struct {
 	Unlooked  []Unlooked  `json:"not_looked_at,omitempty"` // partitions, from an offset on
 	Stopped   string      `json:"stopped,omitempty"`       // why the run ended before its time
 	Stores    []FsckStore `json:"stores,omitempty"`        // with --orphans
+	DryRun    bool        `json:"dry_run,omitempty"`
+	Fixes     []Fix       `json:"fixes,omitempty"`         // with --repair; damage is what is left after it
+	Before    []Damage    `json:"damage_before,omitempty"` // it
 }
 
 // Counts of what was looked at.

@@ -184,7 +184,7 @@ func (c *Compactor) read(ctx context.Context, o object) (*read, error) {
 // check holds every batch against its entry.
 func (r *read) check() error {
 	for i, e := range r.entries {
-		if !whole(r.batch(e), e.Length, e.CRC) {
+		if !diskless.Intact(r.batch(e), e.Length, e.CRC) {
 			return fmt.Errorf("%w: batch %d of %s-%d at %d", diskless.ErrObject, i, e.Topic, e.Partition, e.Offset)
 		}
 	}
@@ -193,10 +193,6 @@ func (r *read) check() error {
 
 func (r *read) batch(e diskless.Entry) wire.Batch {
 	return wire.Batch(r.body[e.Offset : e.Offset+uint64(e.Length)])
-}
-
-func whole(b wire.Batch, length, crc uint32) bool {
-	return b.IsV2() && len(b) == int(length) && int64(b.Length())+wire.LogOverhead == int64(len(b)) && b.CRC() == crc && b.ComputeCRC() == crc
 }
 
 func (c *Compactor) skip(o object, err error, what string) {
@@ -300,7 +296,7 @@ func (c *Compactor) write(ctx context.Context, m *segment.Manifest, segments [][
 			body = append(body, batches[i].bytes...)
 			entries[i] = batches[i].Entry
 			// Once more, of what is about to be written: it may soon be the only copy.
-			if !whole(wire.Batch(body[at:]), entries[i].Length, entries[i].CRC) {
+			if !diskless.Intact(wire.Batch(body[at:]), entries[i].Length, entries[i].CRC) {
 				return total, fmt.Errorf("a batch of %s was changed in this machine's memory: nothing was written", entries[i].Object)
 			}
 		}
