@@ -242,13 +242,31 @@ func TestLongCopyThroughKills(t *testing.T) {
 	if s.metric(t, "sluice_diskless_stored_batches_total") == 0 {
 		t.Fatal("nothing is in objects")
 	}
-	// The compacted source has holes, and changes no more for now.
-	eventually(t, "the source is compacted", func() (bool, string) {
-		n := 0
+	// The compacted source has holes, and changes no more: what has been copied of a
+	// source that is compacted meanwhile would be refused.
+	compacted := func() (n int) {
 		for _, some := range allOf(t, bootstrapOf(k), sources[1]) {
 			n += len(some)
 		}
+		return n
+	}
+	eventually(t, "the source is compacted", func() (bool, string) {
+		n := compacted()
 		return n < 4*5*2*60*3/4, fmt.Sprint(n, " records")
+	})
+	adm := kadm.NewClient(client(t, bootstrapOf(k)))
+	if _, err := adm.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{
+		{Op: kadm.SetConfig, Name: "max.compaction.lag.ms", Value: kadm.StringPtr("86400001")},
+		{Op: kadm.SetConfig, Name: "min.compaction.lag.ms", Value: kadm.StringPtr("86400000")},
+	}, sources[1]); err != nil {
+		t.Fatal(err)
+	}
+	last, since := 0, time.Now()
+	eventually(t, "no compaction is under way", func() (bool, string) {
+		if n := compacted(); n != last {
+			last, since = n, time.Now()
+		}
+		return time.Since(since) > 3*time.Second, fmt.Sprint(last, " records")
 	})
 
 	offsets := filepath.Join(t.TempDir(), "offsets")
