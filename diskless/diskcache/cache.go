@@ -378,7 +378,7 @@ func (c *Cache) start(ctx context.Context) (files int, err error) {
 		found = append(found, f)
 		return ctx.Err()
 	}); err != nil {
-		return 0, err
+		return 0, gone(err)
 	}
 	slices.SortFunc(found, func(a, b file) int { return a.written.Compare(b.written) })
 	c.mu.Lock()
