@@ -4,7 +4,10 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -186,5 +189,48 @@ func TestLongTestsOfFranzGo(t *testing.T) {
 			"KGO_SEEDS=" + seeds[target], "KGO_LOG_LEVEL=none", "KGO_TEST_RF=1",
 			"KGO_TEST_RECORDS=5000", "KGO_TEST_MAX_TOPIC_PARTS=7",
 		}
+	})
+}
+
+// saramasFaults are those of sarama's tests that stop a broker with Docker or cut
+// connections with toxiproxy, neither of which is here. Others, which run Java in
+// Docker, skip themselves.
+var saramasFaults = []string{
+	"TestFuncConnectionFailure", "TestFuncAdminNetworkErrorClosesControllerConnection",
+	"TestFuncAdminListConsumerGroupOffsets", "TestConsumerFetchFollowerFailover",
+	"TestFuncTxnProduceWithBrokerFailure", "TestFuncProducingIdempotentWithBrokerFailure",
+	"TestFuncIdempotentBufferedSequence", "TestAsyncProducerRemoteBrokerClosed",
+}
+
+// Its functional tests want a toxiproxy before each broker, which they reset
+// before and after each test. One that does nothing will do for all that ask no
+// more of it.
+func TestLongTestsOfSarama(t *testing.T) {
+	harness.Long(t)
+	// They count on it that a topic is unknown until it is created.
+	targets, seeds := suiteTargets(t, harness.StartKafka(t, harness.KafkaOptions{Properties: map[string]string{"auto.create.topics.enable": "false"}}))
+	dir := moduleCopy(t, "github.com/IBM/sarama")
+	replaceInFile(t, filepath.Join(dir, "functional_test.go"),
+		`env.KafkaBrokerAddrs = append(env.KafkaBrokerAddrs, fmt.Sprintf("127.0.0.1:%d", 29090+i))`,
+		`env.KafkaBrokerAddrs = strings.Split(os.Getenv("KAFKA_SEEDS"), ",")`)
+	replaceInFile(t, filepath.Join(dir, "functional_test.go"), "ensureFullyReplicated(t, 60*time.Second, 5*time.Second)", "ensureFullyReplicated(t, 60*time.Second, 250*time.Millisecond)")
+	// By the latency that it adds they see that latencies are measured.
+	replaceInFile(t, filepath.Join(dir, "functional_producer_test.go"), "minRequestLatencyInMs := 10", "minRequestLatencyInMs := 0")
+	idle := http.NewServeMux()
+	idle.HandleFunc("GET /proxies/{name}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"name": %q, "enabled": true}`, r.PathValue("name"))
+	})
+	idle.HandleFunc("POST /proxies/{name}/toxics", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
+	idle.HandleFunc("POST /reset", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	toxiproxy := httptest.NewServer(idle)
+	t.Cleanup(toxiproxy.Close)
+	s := suite{
+		program: buildSuite(t, dir, ".", "functional"), dir: dir, timeout: 8 * time.Minute,
+		args: []string{"-test.run", "Func|^TestConsumer|^TestVersionMatrix|^TestReadOnly|^TestInterceptors", "-test.skip", "^(" + strings.Join(saramasFaults, "|") + ")$"},
+	}
+	s.alike(t, targets, func(target string) []string {
+		at := strings.Split(seeds[target], ",") // some tests count them as brokers
+		at = slices.Repeat(at, 3/len(at))
+		return []string{"KAFKA_SEEDS=" + strings.Join(at, ","), "KAFKA_VERSION=" + harness.DefaultKafka, "TOXIPROXY_ADDR=" + toxiproxy.URL}
 	})
 }
