@@ -35,3 +35,19 @@ type EpochQuestion struct {
 	Current int32 // leader epoch, which the leader must be in
 	Epoch   int32
 }
+
+// LedLog is a partition's log as one leader has it in one epoch. As long as that
+// is so, nothing in it changes: it grows at its end and loses its beginning.
+type LedLog struct {
+	TopicPartition
+	ID     [16]byte // of the topic
+	Leader int32
+	Epoch  int32 // of the leader
+	Start  int64 // log start offset
+}
+
+// Stretch is what a leader has of a log from some offset on.
+type Stretch struct {
+	Records []byte // whole batches, and perhaps a part of one
+	End     int64  // high watermark
+}

@@ -1,0 +1,202 @@
+package lowlatency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/sluice-kafka/sluice/tiers"
+)
+
+const (
+	retentionBytes = "retention.bytes"
+	policyDelete   = "delete"
+	// fetchIDs is the version below which Fetch names topics, and so may answer
+	// about another of the same name.
+	fetchIDs = 13
+	// deleteTimeout is how long a leader waits for its followers.
+	deleteTimeout = 15 * time.Second
+)
+
+// SizeLimits returns the retention.bytes that is in force for topics, the topic's
+// own or the brokers' default. Those that Kafka shall not cut by size are -1:
+// without a limit, not of cleanup.policy delete, or in tiered storage, which has
+// sizes of its own. Topics that cannot be asked about are missing.
+func (c *Cluster) SizeLimits(ctx context.Context, topics []string) (map[string]int64, error) {
+	limits := make(map[string]int64, len(topics))
+	var denied error
+	for some := range slices.Chunk(topics, describeAtMost) {
+		resources, err := c.facts.describe(ctx, some, retentionBytes, cleanupPolicy, remoteStorage)
+		if err != nil {
+			return limits, fmt.Errorf("asking for %s: %w", retentionBytes, err)
+		}
+		for _, r := range resources {
+			if err := kerr.ErrorForCode(r.ErrorCode); err != nil {
+				if errors.Is(err, kerr.TopicAuthorizationFailed) {
+					denied = fmt.Errorf("%s of topic %s cannot be read; sluice's principal needs DESCRIBE_CONFIGS on it: %w", retentionBytes, r.ResourceName, err)
+				}
+				continue
+			}
+			values := make(map[string]string, len(r.Configs))
+			for _, cfg := range r.Configs {
+				if cfg.Value != nil {
+					values[cfg.Name] = *cfg.Value
+				}
+			}
+			limit, err := strconv.ParseInt(values[retentionBytes], 10, 64)
+			if err != nil {
+				continue
+			}
+			if strings.TrimSpace(values[cleanupPolicy]) != policyDelete || values[remoteStorage] == "true" || limit < 0 {
+				limit = -1
+			}
+			limits[r.ResourceName] = limit
+		}
+	}
+	return limits, denied
+}
+
+// Led returns the logs of topics, each with its leader and where it begins there.
+// Those whose leader does not say are missing, and in the error.
+func (c *Cluster) Led(ctx context.Context, topics []string) ([]tiers.LedLog, error) {
+	var logs []tiers.LedLog
+	var errs []error
+	for some := range slices.Chunk(topics, surveyTopics) {
+		req := kmsg.NewPtrMetadataRequest()
+		for _, name := range some {
+			t := kmsg.NewMetadataRequestTopic()
+			t.Topic = kmsg.StringPtr(name)
+			req.Topics = append(req.Topics, t)
+		}
+		resp, err := req.RequestWith(ctx, c.client)
+		switch {
+		case err != nil:
+			return logs, err
+		case resp.Version < metadataTopicIDs:
+			return logs, fmt.Errorf("it is too old: Metadata v%d has no topic ids, sluice needs Kafka 2.8 or later here", resp.Version)
+		case resp.ClusterID == nil || *resp.ClusterID != c.ClusterID():
+			return logs, errors.New("the broker belongs to another cluster")
+		}
+		views := make(map[string]tiers.TopicView, len(some))
+		led := make(map[int32]map[string][]int32)
+		for i := range resp.Topics {
+			if resp.Topics[i].Topic == nil {
+				continue
+			}
+			name, v := *resp.Topics[i].Topic, viewOf(&resp.Topics[i])
+			if v.Doubt != "" {
+				errs = append(errs, fmt.Errorf("%s: %s", name, v.Doubt))
+			}
+			views[name] = v
+			for p, l := range v.Partitions {
+				if l.Doubt != "" {
+					errs = append(errs, fmt.Errorf("%s-%d: %s", name, p, l.Doubt))
+					continue
+				}
+				if led[l.Leader] == nil {
+					led[l.Leader] = make(map[string][]int32)
+				}
+				led[l.Leader][name] = append(led[l.Leader][name], int32(p))
+			}
+		}
+		for leader, partitions := range led {
+			starts, err := c.logStarts(ctx, leader, partitions, views)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("broker %d does not say where its logs begin: %w", leader, err))
+				continue
+			}
+			for at, start := range starts {
+				v := views[at.Topic]
+				if start.err != nil || start.offset < 0 {
+					errs = append(errs, fmt.Errorf("%s-%d: its leader does not say where it begins: %w", at.Topic, at.Partition, start.err))
+					continue
+				}
+				logs = append(logs, tiers.LedLog{TopicPartition: at, ID: v.ID, Leader: leader, Epoch: v.Partitions[at.Partition].Epoch, Start: start.offset})
+			}
+		}
+	}
+	return logs, errors.Join(errs...)
+}
+
+// FetchLed returns what a log holds from an offset on, below the high watermark.
+// Another leader, another epoch or another topic of that name is an error.
+func (c *Cluster) FetchLed(ctx context.Context, l tiers.LedLog, offset int64, maxBytes int32) (s tiers.Stretch, err error) {
+	req := kmsg.NewPtrFetchRequest()
+	req.MinBytes, req.MaxBytes, req.MaxWaitMillis = 0, maxBytes, 0
+	t := kmsg.NewFetchRequestTopic()
+	t.Topic, t.TopicID = l.Topic, l.ID
+	p := kmsg.NewFetchRequestTopicPartition()
+	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch = l.Partition, offset, maxBytes, l.Epoch
+	t.Partitions = append(t.Partitions, p)
+	req.Topics = append(req.Topics, t)
+	resp, err := askBroker(ctx, c.client, l.Leader, req, (*kmsg.FetchRequest).RequestWith)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err == nil && resp.Version < fetchIDs {
+		err = fmt.Errorf("it is too old: Fetch v%d has no topic ids, sluice needs Kafka 3.1 or later here", resp.Version)
+	}
+	if err == nil && (len(resp.Topics) != 1 || resp.Topics[0].TopicID != l.ID || len(resp.Topics[0].Partitions) != 1) {
+		err = errors.New("the broker's answer is about something else")
+	}
+	if err == nil {
+		err = kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
+	}
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		err = fmt.Errorf("sluice's principal needs READ on the topic: %w", err)
+	}
+	if err != nil {
+		return s, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
+	}
+	got := resp.Topics[0].Partitions[0]
+	return tiers.Stretch{Records: got.RecordBatches, End: got.HighWatermark}, nil
+}
+
+// Continues reports whether a leader's log has the same batches below an offset
+// as a log had, whose last batch below it was of the given epoch (KIP-101).
+func (c *Cluster) Continues(ctx context.Context, l tiers.LedLog, epoch int32, offset int64) (bool, error) {
+	ends, err := c.epochEnds(ctx, l.Leader, map[string][]int32{l.Topic: {l.Partition}}, func(string, int32) (int32, int32) { return l.Epoch, epoch })
+	if err != nil {
+		return false, fmt.Errorf("%s-%d: where leader epoch %d ends: %w", l.Topic, l.Partition, epoch, err)
+	}
+	end := ends[l.TopicPartition]
+	if end.err != nil {
+		return false, fmt.Errorf("%s-%d: where leader epoch %d ends: %w", l.Topic, l.Partition, epoch, end.err)
+	}
+	return end.epoch == epoch && end.offset >= offset, nil
+}
+
+// DeleteBefore makes a log begin at an offset (DeleteRecords).
+func (c *Cluster) DeleteBefore(ctx context.Context, l tiers.LedLog, offset int64) error {
+	req := kmsg.NewPtrDeleteRecordsRequest()
+	req.TimeoutMillis = int32(deleteTimeout.Milliseconds())
+	t := kmsg.NewDeleteRecordsRequestTopic()
+	t.Topic = l.Topic
+	p := kmsg.NewDeleteRecordsRequestTopicPartition()
+	p.Partition, p.Offset = l.Partition, offset
+	t.Partitions = append(t.Partitions, p)
+	req.Topics = append(req.Topics, t)
+	ctx, cancel := context.WithTimeout(ctx, 2*deleteTimeout)
+	defer cancel()
+	resp, err := req.RequestWith(ctx, c.client.Broker(int(l.Leader)))
+	if err == nil && (len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1) {
+		err = errors.New("the broker's answer is about something else")
+	}
+	if err == nil {
+		err = kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
+	}
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		err = fmt.Errorf("sluice's principal needs DELETE on the topic, or it keeps more than retention.bytes: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("%s-%d up to offset %d: %w", l.Topic, l.Partition, offset, err)
+	}
+	return nil
+}
