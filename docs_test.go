@@ -26,6 +26,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/diskcache"
 	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/retention"
 	"github.com/sluice-kafka/sluice/lowlatency"
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
@@ -306,6 +307,7 @@ func registered(t *testing.T) map[string]metric {
 	audit.NewMetrics(reg)
 	gc.NewMetrics(reg)
 	diskcache.NewMetrics(reg)
+	retention.NewMetrics(reg)
 	server.NewCertificates(zerolog.Nop(), reg)
 	routes, err := router.New(nil, map[string]tiers.Class{"control": {Name: "control"}}, "control")
 	if err != nil {

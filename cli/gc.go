@@ -20,8 +20,11 @@ import (
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/retention"
 	"github.com/sluice-kafka/sluice/lowlatency"
+	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/server"
+	"github.com/sluice-kafka/sluice/upkeep"
 )
 
 func newGC() *cobra.Command {
@@ -39,6 +42,9 @@ It takes several runs until something is deleted: a log's end has to be noted
 twice, the log has to begin there later, and that has to be so for gc.grace.
 Whatever is not certain keeps objects, and is named: a broker that does not
 answer, a replica that is not in sync, a topic that may not be described.
+
+Then it cuts the logs of diskless topics to retention.bytes of original bytes
+(retention.enabled), which replicas do in the background as well.
 
 --dry-run deletes nothing, notes nothing, and prints every object, what becomes
 of it, and why. Audit objects are never deleted.
@@ -63,7 +69,7 @@ after what went wrong.`,
 	configFlag(cmd, &path)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "delete nothing; say what becomes of every object, and why")
 	cmd.Flags().BoolVar(&acceptGone, "accept-gone", false, "believe that most topics have been deleted")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON: one report for each store, with --dry-run also its objects")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON: one report for each store, with --dry-run also its objects, and one of retention.bytes")
 	return cmd
 }
 
@@ -79,6 +85,8 @@ type gcResult struct {
 	*gc.Report
 	Objects []gc.Object `json:"objects,omitempty"` // with --dry-run
 	Error   string      `json:"error,omitempty"`
+	// Of no store, and alone: what was done about retention.bytes.
+	Retention *retention.Report `json:"retention,omitempty"`
 }
 
 func (g *gcRun) run(ctx context.Context) error {
@@ -102,6 +110,14 @@ func (g *gcRun) run(ctx context.Context) error {
 		results = append(results, r)
 		if !g.json {
 			g.print(r)
+		}
+	}
+	if g.cfg.Retention.Enabled {
+		r := g.retention(ctx)
+		failed = failed || r.Error != ""
+		results = append(results, r)
+		if !g.json {
+			g.printRetention(r)
 		}
 	}
 	if g.json {
@@ -143,6 +159,52 @@ func (g *gcRun) store(ctx context.Context, name string, cluster *lowlatency.Clus
 		result.Error = err.Error()
 	}
 	return result
+}
+
+// retention cuts logs to retention.bytes, or says what it would cut.
+func (g *gcRun) retention(ctx context.Context) gcResult {
+	r, err := g.cut(ctx)
+	result := gcResult{Retention: r}
+	if err != nil {
+		result.Error = err.Error()
+	}
+	return result
+}
+
+func (g *gcRun) cut(ctx context.Context) (*retention.Report, error) {
+	rules, err := router.New(g.cfg.Rules, g.cfg.Classes, g.cfg.DefaultClass)
+	if err != nil {
+		return nil, err
+	}
+	access, err := upkeep.Open(ctx, g.cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer access.Close()
+	opt := server.RetentionOptions(g.cfg.Retention, access.Cluster, access.Tier, func() *router.Router { return rules })
+	opt.DryRun = g.dryRun
+	return retention.New(opt).Pass(ctx)
+}
+
+func (g *gcRun) printRetention(result gcResult) {
+	if r := result.Retention; r != nil {
+		did := "cut"
+		if g.dryRun {
+			did = "would cut"
+		}
+		for _, c := range r.Cuts {
+			fmt.Fprintf(g.out, "%s %s-%d: offsets %d to %d go; from there on it holds %s of original bytes, retention.bytes is %s\n",
+				did, c.Topic, c.Partition, c.From, c.To, humanize.IBytes(uint64(c.Kept)), humanize.IBytes(uint64(c.Limit)))
+		}
+		fmt.Fprintf(g.out, "retention.bytes: %d diskless topics have it, %d partitions, %s of logs read; %s %d; took %v\n",
+			r.Topics, r.Partitions, humanize.IBytes(uint64(r.Read)), did, len(r.Cuts), r.Took.Round(time.Millisecond))
+		for _, d := range r.DoubtList() {
+			fmt.Fprintln(g.out, "not certain:", d)
+		}
+	}
+	if result.Error != "" {
+		fmt.Fprintln(g.errs, "sluice: retention.bytes:", result.Error)
+	}
 }
 
 func explained(o gc.Object) string {

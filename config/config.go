@@ -33,6 +33,7 @@ type Config struct {
 	Classes      map[string]tiers.Class
 
 	GC           GC
+	Retention    Retention
 	Quotas       Quotas
 	Placeholders Placeholders
 	Audit        Audit
@@ -185,6 +186,13 @@ type GC struct {
 	Margin           time.Duration // from an object's time to when its placeholder is in a log or never will be
 	Grace            time.Duration // for which nothing has referred to it
 	DeletesPerSecond int           // per store
+}
+
+// Retention is how retention.bytes is made to mean original bytes.
+type Retention struct {
+	Enabled        bool
+	Every          time.Duration // between passes over all logs that have a limit
+	BytesPerSecond int64         // read from brokers by a replica
 }
 
 // Quotas is what sluice does about the byte rates that Kafka grants: it applies

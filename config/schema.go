@@ -155,6 +155,10 @@ func schema() []key {
 		{path: "gc.grace", kind: kindDuration, def: "1h", from: "10m", to: "168h", metric: "sluice_gc_objects", field: func(t target) any { return &t.GC.Grace }},
 		{path: "gc.deletes_per_second", kind: kindCount, def: "100", from: "1", to: "10000", metric: "sluice_gc_deleted_objects_total", field: func(t target) any { return &t.GC.DeletesPerSecond }},
 
+		{path: "retention.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Retention.Enabled }},
+		{path: "retention.every", kind: kindDuration, def: "5m", from: "1s", to: "24h", metric: "sluice_retention_last_pass_seconds", field: func(t target) any { return &t.Retention.Every }},
+		{path: "retention.bytes_per_second", kind: kindSize, def: "16MiB", from: "64KiB", to: "1TiB", metric: "sluice_retention_read_bytes_total", field: func(t target) any { return &t.Retention.BytesPerSecond }},
+
 		{path: "quotas.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Quotas.Enabled }},
 		{path: "quotas.refresh", kind: kindDuration, def: "10s", from: "1s", to: "1h", field: func(t target) any { return &t.Quotas.Refresh }},
 

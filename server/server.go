@@ -211,6 +211,9 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	if cfg.Placeholders.Watch {
 		s.background(func() { s.watchLogs(background, cfg.Placeholders) })
 	}
+	if cfg.Retention.Enabled {
+		s.background(func() { s.retain(background, cfg) })
+	}
 	if cfg.Audit.Archive {
 		s.background(func() { s.archiveLogs(background, cfg) })
 	}

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"pgregory.net/rapid"
 
@@ -255,7 +254,7 @@ func TestOnlyWhatIsBeyondTheLimitIsDeleted(t *testing.T) {
 		workers := make([]*Worker, 2) // replicas
 		for i := range workers {
 			workers[i] = New(Options{
-				Kafka: w, Payloads: w, Logger: zerolog.Nop(),
+				Kafka: w, Payloads: w,
 				Topics: func(context.Context) ([]string, error) { return []string{"t"}, nil },
 				Ours:   func(string) bool { return w.ours },
 			})

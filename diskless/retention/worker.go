@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/sluice-kafka/sluice/diskless"
@@ -46,8 +45,7 @@ type Options struct {
 	Pace     func(ctx context.Context, n int) error      // after n bytes were read; nil: none
 	DryRun   bool                                        // delete nothing
 	Explain  func(Cut)                                   // called for each cut; nil: not
-	Logger   zerolog.Logger
-	Metrics  *Metrics // nil: none
+	Metrics  *Metrics                                    // nil: none
 }
 
 // Cut is what is removed from the beginning of a log. The JSON names are stable.
