@@ -1,14 +1,19 @@
 package harness
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +33,7 @@ type S3Fault struct {
 	Code    string        // S3's code of that answer
 	Cut     bool          // the connection is reset in the middle of the body
 	Lost    bool          // the server does what it is asked to, and the connection is reset in place of an answer
+	Torn    bool          // the connection is reset in the middle of the answer
 }
 
 // S3Faults stands before an S3 server and misbehaves when told to.
@@ -40,6 +46,13 @@ type S3Faults struct {
 
 	mu    sync.Mutex
 	fault func() S3Fault
+	once  []s3Moment
+}
+
+type s3Moment struct {
+	method, part string
+	done         bool
+	fn           func()
 }
 
 // StartS3Faults stands before a server until the test ends.
@@ -89,6 +102,38 @@ func (f *S3Faults) Vary(fn func() S3Fault) {
 	f.fault = fn
 }
 
+// Once calls fn at the next request of a method whose path holds part: before the
+// server hears of it, which it then never does, or when the server has done it. In
+// neither case is there an answer.
+func (f *S3Faults) Once(method, part string, done bool, fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.once = append(f.once, s3Moment{method, part, done, fn})
+}
+
+// moment takes what waits for this request.
+func (f *S3Faults) moment(r *http.Request) (m s3Moment, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, m := range f.once {
+		if m.method == r.Method && strings.Contains(r.URL.Path, m.part) {
+			f.once = slices.Delete(f.once, i, i+1)
+			return m, true
+		}
+	}
+	return m, false
+}
+
+// Forget takes back what Once is still waiting for, and says whether there was
+// something.
+func (f *S3Faults) Forget() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was := len(f.once) > 0
+	f.once = nil
+	return was
+}
+
 // Hit is to how many requests a fault has happened.
 func (f *S3Faults) Hit() int64 { return f.hit.Load() }
 
@@ -110,6 +155,13 @@ func (f *S3Faults) decide(r *http.Request) S3Fault {
 
 // ServeHTTP implements http.Handler.
 func (f *S3Faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if m, ok := f.moment(r); ok {
+		if m.done {
+			f.proxy.ServeHTTP(nowhere{make(http.Header)}, r.WithContext(context.WithoutCancel(r.Context())))
+		}
+		m.fn()
+		panic(http.ErrAbortHandler)
+	}
 	fault := f.decide(r)
 	if fault.Delay > 0 {
 		select {
@@ -134,6 +186,14 @@ func (f *S3Faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case fault.Lost:
 		f.proxy.ServeHTTP(nowhere{make(http.Header)}, r)
 		hangUp(w)
+	case fault.Torn:
+		answer := httptest.NewRecorder()
+		f.proxy.ServeHTTP(answer, r)
+		maps.Copy(w.Header(), answer.Header())
+		w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes()[:answer.Body.Len()/2])
+		panic(http.ErrAbortHandler)
 	default:
 		f.proxy.ServeHTTP(w, r)
 	}
