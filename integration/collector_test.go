@@ -55,7 +55,7 @@ func collect(file string) error {
 	})
 	for ctx := context.Background(); ; time.Sleep(1100 * time.Millisecond) {
 		// Later than the last by the store's clock, which knows seconds only. One that is cut off from all does not hold on to it for ever.
-		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		var report *gc.Report
 		err := cluster.Refresh(ctx)
 		if err == nil {
