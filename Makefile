@@ -23,8 +23,8 @@ test: ## lint, then every test, against real Kafka and a real S3 server too
 test-full: linters ## the long tests against real parts, more of everything, in up to 70 minutes
 	@tools/test.sh full
 
-bench: ## run all Go benchmarks, without the tests
-	go test -run '^$$' -bench . -benchmem -timeout 30m ./...
+bench: linters ## Go benchmarks of the previous commit and of the tree, compared (BENCH_BASE, BENCH_PKGS, BENCH_COUNT)
+	@BENCH_BASE='$(BENCH_BASE)' BENCH_PKGS='$(BENCH_PKGS)' BENCH_COUNT='$(BENCH_COUNT)' BENCH_GO_ARGS='$(BENCH_GO_ARGS)' tools/bench.sh
 
 BENCH_ARGS ?= -rounds 5 -steady 15s -warm-up 3s -bulk 128
 
@@ -58,4 +58,4 @@ prerequisites: ## install or name what the tests need
 # Always through go build: it knows whether the pinned version or Go changed.
 linters:
 	@mkdir -p $(BIN)
-	@cd tools && go build -o ../$(BIN)/ honnef.co/go/tools/cmd/staticcheck github.com/OpenPeeDeeP/depguard/v2/cmd/depguard gotest.tools/gotestsum
+	@cd tools && go build -o ../$(BIN)/ honnef.co/go/tools/cmd/staticcheck github.com/OpenPeeDeeP/depguard/v2/cmd/depguard gotest.tools/gotestsum golang.org/x/perf/cmd/benchstat
