@@ -2,6 +2,7 @@ package benchmarks_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -65,10 +66,10 @@ type peer struct {
 }
 
 // What sluice adds and costs is measured beside the least that anything in
-// between can: a relay that copies, and one that leaves it to the kernel. All
-// are processes of their own before the same broker, which has a listener for
-// each, because a relay changes no address in an answer. That each does what it
-// should is judged, times are not.
+// between can, a relay that copies and one that leaves it to the kernel, and
+// beside another proxy. All are processes of their own before the same broker,
+// which has a listener for each relay, because that changes no address in an
+// answer. That each does what it should is judged, times are not.
 func TestLongPeersSideBySide(t *testing.T) {
 	harness.Long(t)
 	if runtime.GOOS != "linux" {
@@ -93,7 +94,10 @@ topics:
 	for i, kind := range kinds {
 		peers = append(peers, &peer{name: kind, addr: addrs[i], pid: startRelay(t, kind, addrs[i], k.RelayedAddr(i))})
 	}
-	peers = append(peers, &peer{name: "sluice", addr: s.bootstrap, pid: s.pid})
+	kroxylicious, process := harness.StartKroxylicious(t, k.Bootstrap()[0], 1)
+	peers = append(peers,
+		&peer{name: "kroxylicious", addr: kroxylicious, pid: process.PID()},
+		&peer{name: "sluice", addr: s.bootstrap, pid: s.pid})
 
 	client, err := kgo.NewClient(kgo.SeedBrokers(k.Bootstrap()...))
 	if err != nil {
@@ -105,7 +109,7 @@ topics:
 	// Memory first: what a load leaves behind in a process would be used again.
 	for _, p := range peers[1:] {
 		p.idle = idleMemory(t, p, *peerIdle)
-		t.Logf("%-7s %.1f KB for each idle connection", p.name, p.idle/1e3)
+		t.Logf("%-12s %.1f KB for each idle connection", p.name, p.idle/1e3)
 	}
 	const topic = "peers"
 	for round := range *peerRounds + 1 {
@@ -123,7 +127,7 @@ topics:
 			mb, cpu = bulk(t, p, func(partition int32) int64 { return consumeBulk(t, p, topic, partition) })
 			p.consumeMB, p.consumeCPU = append(p.consumeMB, mb), append(p.consumeCPU, cpu)
 			last := func(v []float64) float64 { return v[len(v)-1] }
-			t.Logf("round %d/%d  %-7s one in flight p50 %.3f ms  produce %.0f MB/s %.3f s/GB  consume %.0f MB/s %.3f s/GB",
+			t.Logf("round %d/%d  %-12s one in flight p50 %.3f ms  produce %.0f MB/s %.3f s/GB  consume %.0f MB/s %.3f s/GB",
 				round, *peerRounds, p.name, last(p.oneInFlight), last(p.produceMB), last(p.produceCPU), last(p.consumeMB), last(p.consumeCPU))
 			if p.pid != 0 && (last(p.produceCPU) <= 0 || last(p.consumeCPU) <= 0) {
 				t.Errorf("%s used no CPU: did the load go through it?", p.name)
@@ -609,9 +613,42 @@ func printPeers(peers []*peer, rates []benchmarks.Rate) {
 	}
 	row(append(cells, fmt.Sprintf("× %.2f", sluice.idle/copying.idle))...)
 	_ = w.Flush()
+	fmt.Print("\nGoals:\n\n")
+	row("goal", "measured", "")
+	row(slices.Repeat([]string{"---"}, 3)...)
+	others := peers[1 : len(peers)-1]
+	best := func(of func(*peer) float64) (least float64, who string) {
+		p := slices.MinFunc(others, func(a, b *peer) int { return cmp.Compare(of(a), of(b)) })
+		return of(p), p.name
+	}
+	goal := func(met bool, what, format string, of ...any) {
+		verdict := "missed"
+		switch {
+		case *peerRounds < 4:
+			verdict = "too few rounds to say" // no test could tell a difference
+		case met:
+			verdict = "met"
+		}
+		row(what, fmt.Sprintf(format, of...), verdict)
+	}
 	for _, r := range rates {
 		step := r.String()
-		fmt.Printf("\nThe p99 of sluice at %d/s differs from direct's with p = %.3f (Mann-Whitney).", r, benchmarks.MannWhitney(sluice.p99[step], direct.p99[step]))
+		added := func(p *peer) float64 { return median(over(p.p50[step], direct.p50[step])) }
+		least, who := best(added)
+		goal(added(sluice) <= least, fmt.Sprintf("adds to direct's p50 at %d/s no more than the best other", r), "%+.3f ms; %s %+.3f", added(sluice), who, least)
+		worse := benchmarks.MannWhitney(sluice.p99[step], direct.p99[step])
+		goal(worse >= 0.05 || median(sluice.p99[step]) <= median(direct.p99[step]), fmt.Sprintf("p99 at %d/s not significantly above direct's", r),
+			"%.2f ms; direct %.2f, p = %.3f", median(sluice.p99[step]), median(direct.p99[step]), worse)
 	}
+	against := func(what, unit string, ours, bound, allowed float64) {
+		goal(ours <= allowed*bound, what, "%.3f %s; copy %.3f", ours, unit, bound)
+	}
+	against("one in flight, p50 ≤ 1.05 × the copy relay's", "ms", median(sluice.oneInFlight), median(copying.oneInFlight), 1.05)
+	against("CPU of produce below the copy relay's", "s/GB", median(sluice.produceCPU), median(copying.produceCPU), 1)
+	against("CPU of consume below the copy relay's", "s/GB", median(sluice.consumeCPU), median(copying.consumeCPU), 1)
+	goal(median(sluice.produceMB) >= median(copying.produceMB), "produce at the copy relay's MB/s or more", "%.0f; copy %.0f", median(sluice.produceMB), median(copying.produceMB))
+	goal(median(sluice.consumeMB) >= median(copying.consumeMB), "consume at the copy relay's MB/s or more", "%.0f; copy %.0f", median(sluice.consumeMB), median(copying.consumeMB))
+	goal(sluice.idle <= 16<<10, "an idle connection takes 16 KiB or less", "%.1f KB", sluice.idle/1e3)
+	_ = w.Flush()
 	fmt.Println()
 }

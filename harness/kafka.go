@@ -98,7 +98,7 @@ func classpath(what, version string) (string, error) {
 			return err
 		}
 		return run(filepath.Join(root(), "harness", what), mvn, "-q", "-B", "dependency:copy-dependencies",
-			"-Dkafka.version="+version, "-DoutputDirectory="+tmp)
+			"-Dkafka.version="+version, "-D"+what+".version="+version, "-DoutputDirectory="+tmp)
 	})
 	if err != nil {
 		return "", err
