@@ -1,15 +1,23 @@
 package benchmarks_test
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"text/tabwriter"
 	"time"
+
+	"github.com/dustin/go-humanize"
 
 	"github.com/sluice-kafka/sluice/benchmarks"
 	"github.com/sluice-kafka/sluice/harness"
@@ -121,6 +129,8 @@ topics:
 		through("enrichment", "-enrichment"),
 		through("telemetry", "-telemetry"),
 	}
+	reports := map[string]*benchmarks.Report{}
+	var puts []float64
 	for _, name := range []string{"steady", "bulk"} {
 		w, err := benchmarks.Load(name)
 		if err != nil {
@@ -139,6 +149,10 @@ topics:
 			t.Fatalf("%v\nsluice says:\n%s", err, s.logged())
 		}
 		r.Print(os.Stdout)
+		reports[name] = r
+		if name == "steady" {
+			puts = putQuantiles(t, s, 0.5, 0.99)
+		}
 		for _, sum := range r.Summaries {
 			if sum.Rounds != *rounds || sum.Errors > 0 || sum.Missing+sum.Doubled+sum.Changed > 0 {
 				t.Errorf("%s: %+v\nsluice says:\n%s", name, sum, s.logged())
@@ -160,4 +174,83 @@ topics:
 			}
 		}
 	}
+	printTierGoals(reports["steady"], reports["bulk"], puts)
+}
+
+// putQuantiles are upper bounds in ms, of all PUTs since sluice began.
+func putQuantiles(t *testing.T, s *sluiceProcess, quantiles ...float64) (ms []float64) {
+	t.Helper()
+	resp, err := http.Get("http://" + s.admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var bounds, below []float64 // below each bound, of all stores and classes
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		m := putBucket.FindStringSubmatch(lines.Text())
+		if m == nil {
+			continue
+		}
+		le, err1 := strconv.ParseFloat(m[1], 64)
+		n, err2 := strconv.ParseFloat(m[2], 64)
+		if err1 != nil || err2 != nil {
+			t.Fatal(lines.Text())
+		}
+		i, found := slices.BinarySearch(bounds, le)
+		if !found {
+			bounds, below = slices.Insert(bounds, i, le), slices.Insert(below, i, 0)
+		}
+		below[i] += n
+	}
+	if len(bounds) == 0 || below[len(below)-1] == 0 {
+		t.Fatal("sluice has measured no PUT")
+	}
+	for _, q := range quantiles {
+		i := slices.IndexFunc(below, func(n float64) bool { return n >= q*below[len(below)-1] })
+		ms = append(ms, bounds[i]*1e3)
+	}
+	return ms
+}
+
+var putBucket = regexp.MustCompile(`^sluice_diskless_put_seconds_bucket\{(?:.*,)?le="([^"]+)"\} (\S+)`)
+
+// printTierGoals says which goals of the diskless classes a run met.
+func printTierGoals(steady, bulk *benchmarks.Report, puts []float64) {
+	fmt.Printf("\nGoals (PUT p50 ≤ %.0f ms, p99 ≤ %.0f ms, by the histogram's buckets):\n\n", puts[0], puts[1])
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
+	row := func(cells ...string) { fmt.Fprintln(w, "| "+strings.Join(cells, "\t| ")+"\t|") }
+	row("goal", "class", "bound", "measured", "")
+	row(slices.Repeat([]string{"---"}, 5)...)
+	goal := func(what, class, unit string, bound, measured float64) {
+		verdict := "missed"
+		if measured <= bound {
+			verdict = "met"
+		}
+		row(what, class, fmt.Sprintf("%.4g %s", bound, unit), fmt.Sprintf("%.4g %s", measured, unit), verdict)
+	}
+	acked := func(target, measure string) float64 {
+		i := slices.IndexFunc(steady.Summaries, func(s benchmarks.Summary) bool { return s.Target == target })
+		return steady.Summaries[i].Measures[measure].Median
+	}
+	lingers := map[string]float64{"enrichment": 50, "telemetry": 250} // ms, the classes' defaults
+	for _, class := range slices.Sorted(maps.Keys(lingers)) {
+		goal("ack p50 ≤ linger/2 + PUT p50 + direct p50 + 5 ms", class, "ms", lingers[class]/2+puts[0]+acked("direct", "produce_p50_ms")+5, acked(class, "produce_p50_ms"))
+		goal("ack p99 ≤ linger + PUT p99 + direct p99 + 10 ms", class, "ms", lingers[class]+puts[1]+acked("direct", "produce_p99_ms")+10, acked(class, "produce_p99_ms"))
+	}
+	lowLatency := bulk.Usage[1].Proxy.CPUSecondsPerGB
+	for _, u := range bulk.Usage[2:] {
+		goal("CPU a GB, produced and fetched, ≤ 2.5 × low latency's", u.Target, "s/GB", 2.5*lowLatency, u.Proxy.CPUSecondsPerGB)
+		goal("bytes left in Kafka ≤ 1 % of the payload", u.Target, "%", 1, 100*u.KafkaShare)
+	}
+	_ = w.Flush()
+	fmt.Print("\nWhat 40 GiB/s would need, if CPU and requests grow with the load as in bulk, each byte is consumed once, and half of each core is to spare:\n\n")
+	row("tier", "GiB/s per core", "cores", "PUT/s", "GET/s", "GiB/s left on Kafka, one replica")
+	row(slices.Repeat([]string{"---"}, 6)...)
+	const target, gib = 40.0, 1 << 30
+	for _, u := range bulk.Usage[1:] {
+		perCore := u.PayloadBytes / gib / u.Proxy.CPUSeconds
+		each := func(n float64) string { return humanize.Comma(int64(n / u.PayloadBytes * target * gib)) }
+		row(u.Target, fmt.Sprintf("%.3f", perCore), fmt.Sprintf("%.0f", 2*target/perCore), each(u.Proxy.Puts), each(u.Proxy.Gets), fmt.Sprintf("%.2f", target*u.KafkaShare))
+	}
+	_ = w.Flush()
 }
