@@ -23,6 +23,11 @@ test: ## lint, then every test, against real Kafka and a real S3 server too
 test-full: linters ## the long tests against real parts, more of everything, in up to 70 minutes
 	@tools/test.sh full
 
+BENCH_BASE ?= HEAD~1
+BENCH_PKGS ?= ./...
+BENCH_COUNT ?= 6
+BENCH_GO_ARGS ?=
+
 bench: linters ## Go benchmarks of the previous commit and of the tree, compared (BENCH_BASE, BENCH_PKGS, BENCH_COUNT)
 	@BENCH_BASE='$(BENCH_BASE)' BENCH_PKGS='$(BENCH_PKGS)' BENCH_COUNT='$(BENCH_COUNT)' BENCH_GO_ARGS='$(BENCH_GO_ARGS)' tools/bench.sh
 
