@@ -32,6 +32,8 @@ var mayImport = map[string][]string{
 	"diskless/compactor":          {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/gc":                 {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/audit":              {"tiers", "proxy/wire", "diskless/*"},
+	"diskless/diskcache":          {"tiers", "proxy/wire", "diskless/*"},
+	"diskless/retention":          {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/keyring":            {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*"},
 	"diskless/objstore/storetest": {"tiers", "proxy/wire", "diskless/*"},

@@ -321,6 +321,9 @@ func TestNobodyElseMayLookIn(t *testing.T) {
 	settle(t, c)
 	c.Close()
 	if err := filepath.WalkDir(filepath.Join(dir, folderName), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
 		info, err := d.Info()
 		if want := map[bool]fs.FileMode{true: 0o700, false: 0o600}[d.IsDir()]; err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v", path, info.Mode(), err)
