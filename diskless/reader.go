@@ -50,7 +50,7 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		pieces, stored = append(pieces, p), append(stored, p)
 	}
 	ahead := min(readahead, t.maxAhead)
-	if len(stored) > 0 && stored[0].old() {
+	if readahead >= 0 && len(stored) > 0 && stored[0].old() {
 		t.scans.note(tp)
 		ahead = t.scans.ahead(ahead)
 	}

@@ -199,6 +199,14 @@ func (f *facts) read(ctx context.Context, topics []string) map[string]tiers.Topi
 func (f *facts) describe(ctx context.Context, topics []string, configs ...string) ([]kmsg.DescribeConfigsResponseResource, error) {
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
+	resp, err := f.ask(ctx, describing(topics, configs))
+	if err != nil {
+		return nil, err
+	}
+	return resp.Resources, nil
+}
+
+func describing(topics, configs []string) *kmsg.DescribeConfigsRequest {
 	req := kmsg.NewPtrDescribeConfigsRequest()
 	for _, t := range topics {
 		r := kmsg.NewDescribeConfigsRequestResource()
@@ -206,11 +214,7 @@ func (f *facts) describe(ctx context.Context, topics []string, configs ...string
 		r.ConfigNames = configs
 		req.Resources = append(req.Resources, r)
 	}
-	resp, err := f.ask(ctx, req)
-	if err != nil {
-		return nil, err
-	}
-	return resp.Resources, nil
+	return req
 }
 
 // ask asks always the same broker, as long as it answers: of two, one may not

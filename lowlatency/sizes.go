@@ -25,15 +25,18 @@ const (
 	deleteTimeout = 15 * time.Second
 )
 
+// limiting are the configurations that say whether a log is cut by its size.
+var limiting = []string{retentionBytes, cleanupPolicy, remoteStorage}
+
 // SizeLimits returns the retention.bytes that is in force for topics, the topic's
 // own or the brokers' default. Those that Kafka shall not cut by size are -1:
-// without a limit, not of cleanup.policy delete, or in tiered storage, which has
-// sizes of its own. Topics that cannot be asked about are missing.
+// without a limit, not of cleanup.policy delete, Kafka's own, or in tiered storage,
+// which has sizes of its own. Topics that cannot be asked about are missing.
 func (c *Cluster) SizeLimits(ctx context.Context, topics []string) (map[string]int64, error) {
 	limits := make(map[string]int64, len(topics))
 	var denied error
 	for some := range slices.Chunk(topics, describeAtMost) {
-		resources, err := c.facts.describe(ctx, some, retentionBytes, cleanupPolicy, remoteStorage)
+		resources, err := c.facts.describe(ctx, some, limiting...)
 		if err != nil {
 			return limits, fmt.Errorf("asking for %s: %w", retentionBytes, err)
 		}
@@ -44,23 +47,49 @@ func (c *Cluster) SizeLimits(ctx context.Context, topics []string) (map[string]i
 				}
 				continue
 			}
-			values := make(map[string]string, len(r.Configs))
-			for _, cfg := range r.Configs {
-				if cfg.Value != nil {
-					values[cfg.Name] = *cfg.Value
-				}
+			if limit, ok := sizeLimit(r); ok {
+				limits[r.ResourceName] = limit
 			}
-			limit, err := strconv.ParseInt(values[retentionBytes], 10, 64)
-			if err != nil {
-				continue
-			}
-			if strings.TrimSpace(values[cleanupPolicy]) != policyDelete || values[remoteStorage] == "true" || limit < 0 {
-				limit = -1
-			}
-			limits[r.ResourceName] = limit
 		}
 	}
 	return limits, denied
+}
+
+// LeaderLimit is the limit of SizeLimits as a log's leader has it, which is what
+// Kafka itself cuts by there.
+func (c *Cluster) LeaderLimit(ctx context.Context, l tiers.LedLog) (int64, error) {
+	resp, err := askBroker(ctx, c.client, l.Leader, describing([]string{l.Topic}, limiting), (*kmsg.DescribeConfigsRequest).RequestWith)
+	if err == nil && (len(resp.Resources) != 1 || resp.Resources[0].ResourceName != l.Topic) {
+		err = errors.New("the broker's answer is about something else")
+	}
+	if err == nil {
+		err = kerr.ErrorForCode(resp.Resources[0].ErrorCode)
+	}
+	if err == nil {
+		if limit, ok := sizeLimit(resp.Resources[0]); ok {
+			return limit, nil
+		}
+		err = errNotTold
+	}
+	return 0, fmt.Errorf("asking the leader of %s-%d for %s: %w", l.Topic, l.Partition, retentionBytes, err)
+}
+
+// sizeLimit is false when the answer lacks it.
+func sizeLimit(r kmsg.DescribeConfigsResponseResource) (int64, bool) {
+	values := make(map[string]string, len(r.Configs))
+	for _, cfg := range r.Configs {
+		if cfg.Value != nil {
+			values[cfg.Name] = *cfg.Value
+		}
+	}
+	limit, err := strconv.ParseInt(values[retentionBytes], 10, 64)
+	if err != nil {
+		return 0, false
+	}
+	if strings.TrimSpace(values[cleanupPolicy]) != policyDelete || values[remoteStorage] == "true" || isInternal(r.ResourceName) || limit < 0 {
+		return -1, true
+	}
+	return limit, true
 }
 
 // Led returns the logs of topics, each with its leader and where it begins there.

@@ -58,7 +58,7 @@ type Payloads interface {
 	// verifies every placeholder. A trailing partial batch is dropped. An
 	// error means that some placeholder could not be verified: pieces then
 	// holds what precedes it. readahead is how many objects may be read before
-	// their batches are loaded.
+	// their batches are loaded; negative when none will be.
 	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) (pieces []tiers.Piece, err error)
 	// Readable reports whether a class's store answers readers, as far as is
 	// known. Asking has it tried now and then while it does not.

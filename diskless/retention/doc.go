@@ -20,7 +20,8 @@
 //   - A placeholder that does not verify counts for what it takes in the log; one
 //     that cannot be verified now ends the look at its log.
 //   - Right before records are deleted, the leader has answered in that epoch, and
-//     the topic's class and configuration are read again.
+//     the topic's class and configuration are read again; the leader has to agree
+//     about the limit, for it is who would delete if it knew the sizes.
 //
 // Counting too little keeps more than was asked for, which is how every doubt ends.
 package retention

@@ -26,14 +26,23 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
+// noteRead and noteCut are told at once: a pass may take hours.
+func (m *Metrics) noteRead(n int) {
+	if m != nil {
+		m.read.Add(float64(n))
+	}
+}
+
+func (m *Metrics) noteCut(c Cut) {
+	if m != nil {
+		m.records.WithLabelValues(c.Topic).Add(float64(c.To - c.From))
+		m.bytes.WithLabelValues(c.Topic).Add(float64(c.Bytes))
+	}
+}
+
 func (m *Metrics) note(r *Report, err error) {
 	if m == nil {
 		return
-	}
-	m.read.Add(float64(r.Read))
-	for _, c := range r.Cuts {
-		m.records.WithLabelValues(c.Topic).Add(float64(c.To - c.From))
-		m.bytes.WithLabelValues(c.Topic).Add(float64(c.Bytes))
 	}
 	m.doubts.Set(float64(r.Doubtful))
 	if err != nil {

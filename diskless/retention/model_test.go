@@ -44,6 +44,8 @@ type world struct {
 	end           int64
 
 	limit     int64
+	told      int64 // the limit as the first broker has it
+	cutOff    bool  // it does not hear of changes any more
 	ours      bool
 	keysGone  bool // placeholders cannot be verified now
 	stale     *tiers.LedLog
@@ -64,7 +66,7 @@ func (w *world) between(all bool) {
 func (w *world) happen(all bool) {
 	kinds := []string{"append", "append", "append", "append", "commit", "commit", "clean", "unclean", "aged"}
 	if all {
-		kinds = append(kinds, "recreate", "limit", "class", "keys")
+		kinds = append(kinds, "recreate", "limit", "cut off", "class", "keys")
 	}
 	switch rapid.SampledFrom(kinds).Draw(w.t, "event") {
 	case "append":
@@ -91,6 +93,10 @@ func (w *world) happen(all bool) {
 		w.id, w.epoch, w.batches, w.start, w.high, w.end = w.id+1, 0, nil, 0, 0, 0
 	case "limit":
 		w.limit = rapid.SampledFrom([]int64{-1, 0, 100, 1000, 10000}).Draw(w.t, "limit")
+	case "cut off":
+		if w.cutOff = rapid.Bool().Draw(w.t, "is cut off"); w.cutOff {
+			w.limit = rapid.SampledFrom([]int64{-1, 100, 10000}).Draw(w.t, "limit that it does not hear of")
+		}
 	case "class":
 		w.ours = rapid.Bool().Draw(w.t, "ours")
 	case "keys":
@@ -118,7 +124,18 @@ func (w *world) log() tiers.LedLog {
 
 func (w *world) SizeLimits(context.Context, []string) (map[string]int64, error) {
 	w.between(true)
-	return map[string]int64{"t": w.limit}, nil
+	if !w.cutOff {
+		w.told = w.limit
+	}
+	return map[string]int64{"t": w.told}, nil
+}
+
+func (w *world) LeaderLimit(_ context.Context, l tiers.LedLog) (int64, error) {
+	w.between(true)
+	if l.Leader != w.leader {
+		return w.told, nil
+	}
+	return w.limit, nil
 }
 
 func (w *world) Led(context.Context, []string) ([]tiers.LedLog, error) {
@@ -250,7 +267,7 @@ func (piece) Load(context.Context) ([][]byte, error) { return nil, errors.ErrUns
 func TestOnlyWhatIsBeyondTheLimitIsDeleted(t *testing.T) {
 	deletions := 0
 	rapid.Check(t, func(t *rapid.T) {
-		w := &world{t: t, limit: 1000, ours: true}
+		w := &world{t: t, limit: 1000, told: 1000, ours: true}
 		workers := make([]*Worker, 2) // replicas
 		for i := range workers {
 			workers[i] = New(Options{
@@ -263,7 +280,7 @@ func TestOnlyWhatIsBeyondTheLimitIsDeleted(t *testing.T) {
 			w.happen(true)
 			_, _ = rapid.SampledFrom(workers).Draw(t, "worker").Pass(t.Context())
 		}
-		w.quiet, w.keysGone, w.ours, w.limit, w.high = true, false, true, 1000, w.end
+		w.quiet, w.keysGone, w.cutOff, w.ours, w.limit, w.high = true, false, false, true, 1000, w.end
 		for range 2 {
 			r, err := workers[0].Pass(t.Context())
 			if err != nil || r.Doubtful > 0 {

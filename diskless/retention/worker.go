@@ -21,6 +21,9 @@ type Kafka interface {
 	// SizeLimits returns the retention.bytes in force; negative where Kafka is not
 	// to cut logs by size. Missing is what cannot be asked about.
 	SizeLimits(ctx context.Context, topics []string) (map[string]int64, error)
+	// LeaderLimit is that which the leader goes by: brokers have defaults of their
+	// own, and one that is cut off from the controllers knows no change.
+	LeaderLimit(ctx context.Context, l tiers.LedLog) (int64, error)
 	// Led returns the topics' logs. Missing is what cannot be asked about.
 	Led(ctx context.Context, topics []string) ([]tiers.LedLog, error)
 	// FetchLed is an error when the log has another leader, epoch or topic id.
@@ -95,6 +98,9 @@ const (
 	fetchBytes = 1 << 20
 	// maxDoubts bounds the list in a report.
 	maxDoubts = 100
+	// turn is how many Fetches a log has before the next one's turn: a log that is
+	// long, or grows fast, is not to keep the others from being cut.
+	turn = 64
 )
 
 // Pass reads on in all logs and deletes what is beyond the limits. An error means
@@ -140,25 +146,51 @@ func (w *Worker) pass(ctx context.Context, r *Report) error {
 			r.doubt("some logs", err)
 		}
 	}
-	known := make(map[tiers.TopicPartition]*ledger, len(logs))
-	for _, l := range logs {
-		if g := w.ledgers[l.TopicPartition]; g != nil {
-			known[l.TopicPartition] = g
-		}
+	// What is no longer ours begins anew if it ever is again. What only cannot be
+	// asked about now is read on later.
+	ours := make(map[string]bool, len(all))
+	for _, t := range all {
+		limit, known := limits[t]
+		ours[t] = limit >= 0 || !known
 	}
-	w.ledgers = known // what is no longer ours begins anew if it ever is again
+	maps.DeleteFunc(w.ledgers, func(at tiers.TopicPartition, _ *ledger) bool { return !ours[at.Topic] })
+	left := make([]task, 0, len(logs))
 	for _, l := range logs {
-		err := w.log(ctx, r, l, limits[l.Topic])
-		if ctx.Err() != nil {
-			return ctx.Err()
+		left = append(left, task{l, limits[l.Topic], -1})
+	}
+	silent := make(map[int32]error) // leaders that did not answer
+	for len(left) > 0 {
+		var again []task
+		for _, t := range left {
+			more, err := false, silent[t.log.Leader]
+			if err == nil {
+				more, err = w.log(ctx, r, &t)
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			switch {
+			case err != nil:
+				if errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, diskless.ErrUnreadable) {
+					silent[t.log.Leader] = err
+				}
+				r.doubt(fmt.Sprintf("%s-%d", t.log.Topic, t.log.Partition), err)
+			case more:
+				again = append(again, t)
+			default:
+				r.Partitions++
+			}
 		}
-		if err != nil {
-			r.doubt(fmt.Sprintf("%s-%d", l.Topic, l.Partition), err)
-			continue
-		}
-		r.Partitions++
+		left = again
 	}
 	return nil
+}
+
+// task is what a pass has to do about a log.
+type task struct {
+	log   tiers.LedLog
+	limit int64
+	end   int64 // up to where to read: the high watermark when it began; -1: not begun
 }
 
 var errNotTold = errors.New("no broker tells")
@@ -178,35 +210,46 @@ func (r *Report) doubt(what string, err error) {
 	}
 }
 
-// log reads on in one log, and cuts it.
-func (w *Worker) log(ctx context.Context, r *Report, l tiers.LedLog, limit int64) error {
-	g, err := w.ledger(ctx, l, limit)
+// log reads on in one log, for a turn, and cuts it when it has read all.
+func (w *Worker) log(ctx context.Context, r *Report, t *task) (more bool, err error) {
+	l := t.log
+	g, err := w.ledger(ctx, l, t.limit)
 	if err != nil {
-		return err
+		return false, err
 	}
-	for {
+	for range turn {
 		// Also when there is nothing new: in this epoch it is still the leader.
 		s, err := w.opt.Kafka.FetchLed(ctx, l, g.next, fetchBytes)
 		if errors.Is(err, kerr.OffsetOutOfRange) {
 			delete(w.ledgers, l.TopicPartition)
 		}
 		if err != nil {
-			return err
+			return false, err
+		}
+		if t.end < 0 {
+			t.end = s.End
 		}
 		r.Read += int64(len(s.Records))
-		more, err := g.count(s.Records, func(b wire.Batch) (int64, error) { return w.size(ctx, l.TopicPartition, b) })
+		w.opt.Metrics.noteRead(len(s.Records))
+		grown, err := g.count(s.Records, func(b wire.Batch) (int64, error) { return w.size(ctx, l.TopicPartition, b) })
 		if err != nil {
-			return err
+			return false, err
 		}
 		if w.opt.Pace != nil {
 			if err := w.opt.Pace(ctx, len(s.Records)); err != nil {
-				return err
+				return false, err
 			}
 		}
-		if !more || g.next >= s.End {
-			break
+		if !grown || g.next >= t.end {
+			return false, w.cut(ctx, r, g, t.limit)
 		}
 	}
+	return true, nil
+}
+
+// cut deletes what is beyond the limit, if all is as it was.
+func (w *Worker) cut(ctx context.Context, r *Report, g *ledger, limit int64) error {
+	l := g.log
 	m, ok := g.cut()
 	if !ok {
 		return nil
@@ -215,6 +258,12 @@ func (w *Worker) log(ctx context.Context, r *Report, l tiers.LedLog, limit int64
 	now, err := w.opt.Kafka.SizeLimits(ctx, []string{l.Topic})
 	if at, known := now[l.Topic]; !known || at != limit {
 		return fmt.Errorf("retention.bytes is not what it was: %w", why(err))
+	}
+	switch at, err := w.opt.Kafka.LeaderLimit(ctx, l); {
+	case err != nil:
+		return err
+	case at != limit:
+		return fmt.Errorf("brokers disagree about retention.bytes: for its leader, broker %d, it is %d, for another one %d; -1 stands for none, and for what is not cut", l.Leader, at, limit)
 	}
 	s, err := w.opt.Kafka.FetchLed(ctx, l, g.next, 1)
 	if err != nil {
@@ -234,6 +283,7 @@ func (w *Worker) log(ctx context.Context, r *Report, l tiers.LedLog, limit int64
 		g.begin(m)
 	}
 	r.Cuts = append(r.Cuts, c)
+	w.opt.Metrics.noteCut(c)
 	if w.opt.Explain != nil {
 		w.opt.Explain(c)
 	}
@@ -245,7 +295,7 @@ func (w *Worker) ledger(ctx context.Context, l tiers.LedLog, limit int64) (*ledg
 	g := w.ledgers[l.TopicPartition]
 	// One that was kept for a lower limit has forgotten too much.
 	same := g != nil && limit <= g.limit && g.log.ID == l.ID && l.Start <= g.next && l.Epoch >= g.log.Epoch
-	if same && g.epoch >= 0 && (g.log.Leader != l.Leader || g.log.Epoch != l.Epoch) {
+	if same && (g.log.Leader != l.Leader || g.log.Epoch != l.Epoch) {
 		var err error
 		if same, err = w.opt.Kafka.Continues(ctx, l, g.epoch, g.next); err != nil {
 			return nil, err
@@ -262,7 +312,7 @@ func (w *Worker) ledger(ctx context.Context, l tiers.LedLog, limit int64) (*ledg
 
 // size is how many bytes a batch has for consumers.
 func (w *Worker) size(ctx context.Context, at tiers.TopicPartition, b wire.Batch) (int64, error) {
-	pieces, err := w.opt.Payloads.Resolve(ctx, at, b, 0)
+	pieces, err := w.opt.Payloads.Resolve(ctx, at, b, -1)
 	if errors.Is(err, diskless.ErrUnverified) {
 		return int64(b.Size()), nil
 	}
