@@ -85,7 +85,7 @@ func (a *Access) Repair(ctx context.Context, opt RepairOptions) (fixes []Fix, er
 			r := &repair{opt: opt, name: name, store: a.Stores[name].Store, bytes: bytes}
 			err := r.run(ctx)
 			did := func(f Fix) bool { return f.Done }
-			more = err == nil && slices.ContainsFunc(r.fixes, did) && slices.ContainsFunc(r.fixes, func(f Fix) bool { return f.Action == NoWay })
+			more = err == nil && round < mostRounds && slices.ContainsFunc(r.fixes, did) && slices.ContainsFunc(r.fixes, func(f Fix) bool { return f.Action == NoWay })
 			fixes = append(fixes, slices.DeleteFunc(r.fixes, func(f Fix) bool { return more && !did(f) })...)
 			if err != nil {
 				return fixes, fmt.Errorf("store %s: %w", name, err)
@@ -192,7 +192,7 @@ type content struct {
 const (
 	mostHeld     = 128 << 20 // bytes of WAL objects in memory
 	mostContents = 64        // footers of segments in memory
-	mostRounds   = 4
+	mostRounds   = 4         // of one store
 	// readAtOnce of a segment, about.
 	readAtOnce = 8 << 20
 )
