@@ -2,9 +2,12 @@ package lowlatency
 
 import (
 	"math"
+	"strconv"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // What is not certain to be a limit for Kafka is none, or not known.
@@ -47,4 +50,34 @@ func TestSizeLimit(t *testing.T) {
 			t.Errorf("%s: %d, known: %v", c.what, got, ok)
 		}
 	}
+}
+
+// Brokers have defaults of their own: the leader is asked for its.
+func TestLeaderLimitIsTheLeaders(t *testing.T) {
+	inWorld(t, nil, func(w *world) {
+		w.kafka.ControlKey(int16(kmsg.DescribeConfigs), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			w.kafka.KeepControl()
+			resp := req.ResponseKind().(*kmsg.DescribeConfigsResponse)
+			r := kmsg.NewDescribeConfigsResponseResource()
+			r.ResourceType, r.ResourceName = kmsg.ConfigResourceTypeTopic, "orders"
+			for name, value := range map[string]string{retentionBytes: strconv.Itoa(1000 + int(w.kafka.CurrentNode())), cleanupPolicy: policyDelete} {
+				cfg := kmsg.NewDescribeConfigsResponseResourceConfig()
+				cfg.Name, cfg.Value = name, &value
+				r.Configs = append(r.Configs, cfg)
+			}
+			resp.Resources = append(resp.Resources, r)
+			return resp, nil, true
+		})
+		w.connect()
+		for leader := range int32(3) {
+			l := tiers.LedLog{TopicPartition: tiers.TopicPartition{Topic: "orders"}, Leader: leader}
+			if got, err := w.tier.LeaderLimit(w.Context(), l); err != nil || got != 1000+int64(leader) {
+				w.Errorf("broker %d: %d, %v", leader, got, err)
+			}
+		}
+		got, err := w.tier.SizeLimits(w.Context(), []string{"orders"})
+		if first := 1000 + int64(w.tier.Brokers()[0].ID); err != nil || got["orders"] != first {
+			w.Errorf("all: %v, %v; the first broker says %d", got, err, first)
+		}
+	})
 }
