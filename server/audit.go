@@ -255,7 +255,7 @@ func OpenAudit(ctx context.Context, cfg *config.Config, log zerolog.Logger) (_ *
 			return nil, fmt.Errorf("store %s: %w", name, err)
 		}
 		store = objstore.NewRetrying(store, storeAttempts)
-		ring, err := keyring.Open(ctx, store, a.Cluster.ClusterID(), keyring.Options{Logger: log})
+		ring, err := keyring.Read(ctx, store, a.Cluster.ClusterID(), keyring.Options{Logger: log})
 		if err != nil {
 			return nil, fmt.Errorf("store %s: %w", name, err)
 		}
