@@ -86,6 +86,7 @@ func startLoad(t testing.TB, h *history.History, w workload) *load {
 	for _, topic := range w.Topics {
 		cl := client(t, w.Bootstrap, append([]kgo.Opt{
 			kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.ProducerLinger(10 * time.Millisecond), kgo.RecordRetries(1 << 30),
+			kgo.AlwaysRetryEOF(), // a balancer's client sees no more of a replica that is killed
 		}, w.Opts...)...)
 		l.wg.Go(func() {
 			defer cl.Close()

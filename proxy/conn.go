@@ -44,6 +44,7 @@ type conn struct {
 	produced wire.Produce      // reader only
 	producer *tiers.Producer   // apart, so that the diskless tier keeps no connection alive
 	welcome  atomic.Bool       // the broker talks to this client
+	began    atomic.Bool       // the client has sent more than connections begin with
 	permits  permits
 	clientID string // of the last request; reader only
 	arrivals *arrivals

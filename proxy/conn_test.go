@@ -352,6 +352,38 @@ func TestShutdownAnswersWhatWasRead(t *testing.T) {
 	})
 }
 
+// A client that has just connected is answered, and ended when it has brought a
+// request; one that brings none does not hold the shutdown up.
+func TestShutdownLetsClientsBegin(t *testing.T) {
+	inBubble(t, proxy.Limits{}, func(r *rig) {
+		c := r.connect(bootstrap)
+		silent := r.connect(bootstrap)
+		synctest.Wait()
+		began := time.Now()
+		stopped := make(chan error, 1)
+		go func() { stopped <- r.proxy.Shutdown(context.Background()) }()
+		synctest.Wait()
+		c.ask(1, kmsg.NewPtrApiVersionsRequest())
+		b := r.broker()
+		b.reply(kmsg.NewPtrApiVersionsRequest())
+		c.expect(1)
+		c.ask(2, heartbeat())
+		b.reply(heartbeat())
+		c.expect(2)
+		c.closed()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("a client that has brought a request was ended after %v", took)
+		}
+		silent.closed()
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 func TestShutdownEndsWhateverHangs(t *testing.T) {
 	many := strings.Repeat("x", 3*socketBuffer)
 	for _, tc := range []struct {

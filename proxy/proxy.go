@@ -358,6 +358,10 @@ func (p *Proxy) closeListeners() {
 // finish. A broker may hold a Fetch or a JoinGroup for minutes; connections
 // that wait for no more than such are cut after PollGrace. The others are cut
 // when ctx ends, and that is an error.
+//
+// One that has only just been made has until PollGrace to bring a request: there
+// are clients (franz-go) that take an end before the first answer for a
+// misconfiguration, and give records up.
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.closeListeners()
 	ended := make(chan struct{})
@@ -368,7 +372,9 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	// Readers notice at their next frame, or now when they wait for one.
 	p.mu.Lock()
 	for c := range p.conns {
-		_ = c.client.SetReadDeadline(time.Unix(1, 0))
+		if c.began.Load() {
+			_ = c.client.SetReadDeadline(time.Unix(1, 0))
+		}
 	}
 	p.mu.Unlock()
 	tick := time.NewTicker(p.limits.PollGrace)

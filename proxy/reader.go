@@ -211,7 +211,7 @@ func (c *conn) read() error {
 	idle := c.p.limits.FirstRequestTimeout
 	for {
 		c.readDeadline(idle)
-		if c.p.stopping.Load() {
+		if c.p.stopping.Load() && c.began.Load() {
 			return errShutdown
 		}
 		n, err := in.await()
@@ -306,6 +306,9 @@ func (c *conn) accept(r *request) error {
 		return fmt.Errorf("%w: API key %d (%s)", errRefused, key, kmsg.NameForKey(key))
 	}
 	c.p.metrics.request(r)
+	if r.api.login() && !c.began.Load() {
+		c.began.Store(true)
+	}
 	if !r.api.poll() {
 		r.owed = true
 		c.owed.Add(1)
