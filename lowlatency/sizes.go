@@ -98,20 +98,12 @@ func (c *Cluster) Led(ctx context.Context, topics []string) ([]tiers.LedLog, err
 	var logs []tiers.LedLog
 	var errs []error
 	for some := range slices.Chunk(topics, surveyTopics) {
-		req := kmsg.NewPtrMetadataRequest()
-		for _, name := range some {
-			t := kmsg.NewMetadataRequestTopic()
-			t.Topic = kmsg.StringPtr(name)
-			req.Topics = append(req.Topics, t)
-		}
-		resp, err := req.RequestWith(ctx, c.client)
-		switch {
-		case err != nil:
+		resp, err := metadataRequest(some).RequestWith(ctx, c.client)
+		if err != nil {
 			return logs, err
-		case resp.Version < metadataTopicIDs:
-			return logs, fmt.Errorf("it is too old: Metadata v%d has no topic ids, sluice needs Kafka 2.8 or later here", resp.Version)
-		case resp.ClusterID == nil || *resp.ClusterID != c.ClusterID():
-			return logs, errors.New("the broker belongs to another cluster")
+		}
+		if err := c.identified(resp); err != nil {
+			return logs, fmt.Errorf("the broker that was asked: %w", err)
 		}
 		views := make(map[string]tiers.TopicView, len(some))
 		led := make(map[int32]map[string][]int32)

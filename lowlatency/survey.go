@@ -174,21 +174,35 @@ func (c *Cluster) everyBroker(ctx context.Context, topics []string) (map[int32]*
 	return answers, nil
 }
 
-func (c *Cluster) metadataOf(ctx context.Context, id int32, topics []string) (*kmsg.MetadataResponse, error) {
+func metadataRequest(topics []string) *kmsg.MetadataRequest {
 	req := kmsg.NewPtrMetadataRequest()
 	for _, name := range topics {
 		t := kmsg.NewMetadataRequestTopic()
 		t.Topic = kmsg.StringPtr(name)
 		req.Topics = append(req.Topics, t)
 	}
-	answer, err := askBroker(ctx, c.client, id, req, (*kmsg.MetadataRequest).RequestWith)
+	return req
+}
+
+// identified looks whether an answer is this cluster's, and names topics by their ids.
+func (c *Cluster) identified(answer *kmsg.MetadataResponse) error {
+	switch {
+	case answer.Version < metadataTopicIDs:
+		return fmt.Errorf("it is too old: Metadata v%d has no topic ids, sluice needs Kafka 2.8 or later here", answer.Version)
+	case answer.ClusterID == nil || *answer.ClusterID != c.ClusterID():
+		return errors.New("it belongs to another cluster")
+	}
+	return nil
+}
+
+func (c *Cluster) metadataOf(ctx context.Context, id int32, topics []string) (*kmsg.MetadataResponse, error) {
+	answer, err := askBroker(ctx, c.client, id, metadataRequest(topics), (*kmsg.MetadataRequest).RequestWith)
+	if err == nil {
+		err = c.identified(answer)
+	}
 	switch {
 	case err != nil:
 		return nil, err
-	case answer.Version < metadataTopicIDs:
-		return nil, fmt.Errorf("it is too old: Metadata v%d has no topic ids, sluice needs Kafka 2.8 or later here", answer.Version)
-	case answer.ClusterID == nil || *answer.ClusterID != c.ClusterID():
-		return nil, errors.New("it belongs to another cluster")
 	case !slices.ContainsFunc(answer.Brokers, func(b kmsg.MetadataResponseBroker) bool { return b.NodeID == id }):
 		return nil, errors.New("it does not count itself among the live brokers: it has just started, or is cut off")
 	}

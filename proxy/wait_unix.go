@@ -24,14 +24,23 @@ type socketWait struct {
 	err      error
 }
 
-// newSocketWait returns nil for what is not plain TCP.
-func newSocketWait(c net.Conn, buffer func() []byte, drop func(), a *arrivals) *socketWait {
+// plainTCP returns nil for what is not.
+func plainTCP(c net.Conn) syscall.RawConn {
 	tcp, ok := c.(*net.TCPConn)
 	if !ok {
 		return nil
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+// newSocketWait returns nil for what is not plain TCP.
+func newSocketWait(c net.Conn, buffer func() []byte, drop func(), a *arrivals) *socketWait {
+	raw := plainTCP(c)
+	if raw == nil {
 		return nil
 	}
 	w := &socketWait{buffer: buffer, drop: drop, arrivals: a, raw: raw}
@@ -113,12 +122,8 @@ type socketWrite struct {
 
 // newSocketWrite returns nil for what is not plain TCP.
 func newSocketWrite(c net.Conn) *socketWrite {
-	tcp, ok := c.(*net.TCPConn)
-	if !ok {
-		return nil
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
+	raw := plainTCP(c)
+	if raw == nil {
 		return nil
 	}
 	w := &socketWrite{raw: raw}

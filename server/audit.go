@@ -165,8 +165,20 @@ func (a *archive) leave(ctx context.Context) {
 	}
 }
 
-// firstPass is how soon after the start, when audit.every is longer.
+// firstPass is how soon after the start, when passes are further apart.
 const firstPass = 30 * time.Second
+
+// passes calls pass until ctx ends, the first time soon after the start.
+func passes(ctx context.Context, every time.Duration, pass func()) {
+	for pause := min(every, firstPass); ; pause = every {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+		pass()
+	}
+}
 
 // archiveLogs archives until ctx ends.
 func (s *Server) archiveLogs(ctx context.Context, cfg *config.Config) {
@@ -185,12 +197,7 @@ func (s *Server) archiveLogs(ctx context.Context, cfg *config.Config) {
 		defer cancel()
 		a.leave(ctx)
 	}()
-	for pause := min(cfg.Audit.Every, firstPass); ; pause = cfg.Audit.Every {
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return
-		}
+	passes(ctx, cfg.Audit.Every, func() {
 		seen, err := a.pass(ctx)
 		if ctx.Err() != nil {
 			return
@@ -199,7 +206,7 @@ func (s *Server) archiveLogs(ctx context.Context, cfg *config.Config) {
 		if err != nil {
 			s.log.Error().Str("errors", someOf(err)).Msg("not all logs of audit classes can be archived now: they are tried again; records that retention removes meanwhile are missing from the archive (sluice_audit_archived_ratio)")
 		}
-	}
+	})
 }
 
 // someOf keeps a log line short.

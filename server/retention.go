@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 
@@ -41,12 +40,7 @@ func (s *Server) retain(ctx context.Context, cfg *config.Config) {
 			Int64("kept_bytes", c.Kept).Int64("retention_bytes", c.Limit).Msg("records beyond retention.bytes were deleted")
 	}
 	w := retention.New(opt)
-	for pause := min(cfg.Retention.Every, firstPass); ; pause = cfg.Retention.Every {
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return
-		}
+	passes(ctx, cfg.Retention.Every, func() {
 		r, err := w.Pass(ctx)
 		if ctx.Err() != nil {
 			return
@@ -58,5 +52,5 @@ func (s *Server) retain(ctx context.Context, cfg *config.Config) {
 			s.log.Warn().Str("errors", someOf(err)).Int("doubts", r.Doubtful).
 				Msg("not all diskless topics can be cut to retention.bytes now: they keep more, and are tried again")
 		}
-	}
+	})
 }
