@@ -1,7 +1,9 @@
 package diskless
 
 import (
-	"crypto/sha256"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -13,11 +15,18 @@ import (
 // that one which is sent again (CONCURRENT_TRANSACTIONS, a leader that moved, a
 // broker that restarted) is not uploaded again. Batches without a producer id
 // all have the same sequence and are never remembered; the others must be the
-// same to the last bit, by SHA-256: a CRC alone would give one batch's bytes to
-// another within minutes.
+// same to the last bit, by a keyed hash: a CRC alone would give one batch's bytes
+// to another within minutes.
 type retries struct {
 	stored *lru.Cache[retryKey, storedBatch] // nil: nothing is remembered
+	hash   cipher.AEAD
 }
+
+// fingerprint is the GMAC of a batch under a key that nobody else has: who cannot
+// see it cannot make two batches that share one, any more than with SHA-256, which
+// takes as long as all else that is done with a batch. The nonce is always the
+// same, for what is compared must be; no fingerprint leaves the process.
+type fingerprint [16]byte
 
 type retryKey struct {
 	tiers.TopicPartition
@@ -29,7 +38,7 @@ type retryKey struct {
 }
 
 type storedBatch struct {
-	sum    [sha256.Size]byte
+	sum    fingerprint
 	size   int
 	object *object
 	offset int
@@ -39,8 +48,23 @@ func newRetries(batches int) (*retries, error) {
 	if batches <= 0 {
 		return &retries{}, nil
 	}
+	var key [32]byte
+	_, _ = rand.Read(key[:]) // it never fails
+	block, err := aes.NewCipher(key[:])
+	if err != nil {
+		return nil, err
+	}
+	hash, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, err
+	}
 	stored, err := lru.New[retryKey, storedBatch](batches)
-	return &retries{stored}, err
+	return &retries{stored, hash}, err
+}
+
+func (r *retries) fingerprint(b []byte) (sum fingerprint) {
+	r.hash.Seal(sum[:0], make([]byte, r.hash.NonceSize()), nil, b)
+	return sum
 }
 
 // identify fills in what a batch is recognized by.
@@ -49,7 +73,7 @@ func (r *retries) identify(o *offload, b wire.Batch) {
 		return
 	}
 	o.retry = &retryKey{o.req.TopicPartition, o.req.Class.Store, o.req.Class.Audit, b.ProducerID(), b.ProducerEpoch(), b.BaseSequence()}
-	o.sum = sha256.Sum256(b)
+	o.sum = r.fingerprint(b)
 }
 
 // recall makes a batch that was stored before durable at once.

@@ -77,3 +77,34 @@ func TestABatchThatIsSentAgainIsNotUploadedAgain(t *testing.T) {
 		})
 	})
 }
+
+// Not by its CRC: whoever makes another batch with the same one is not given
+// this one's bytes.
+func TestEveryBitOfABatchCounts(t *testing.T) {
+	r, err := newRetries(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := batchOf(2, 100)
+	sum := r.fingerprint(batch)
+	if r.fingerprint(batch) != sum {
+		t.Error("the same batch is another one")
+	}
+	for bit := range 8 * len(batch) {
+		batch[bit/8] ^= 1 << (bit % 8)
+		if r.fingerprint(batch) == sum {
+			t.Errorf("bit %d does not count", bit)
+		}
+		batch[bit/8] ^= 1 << (bit % 8)
+	}
+	if r.fingerprint(batch[:len(batch)-1]) == sum {
+		t.Error("the last byte does not count")
+	}
+	other, err := newRetries(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if other.fingerprint(batch) == sum {
+		t.Error("the key is known")
+	}
+}

@@ -1,6 +1,7 @@
 package diskless
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -14,16 +15,18 @@ import (
 // either waits for all that it ever has under way, or has stopped sending for
 // longer than it usually does. (A client whose next record is for a partition
 // of another broker, where it waits, sends nothing here either.) Such a seal
-// costs a PUT that the linger would have saved, so there is a budget of them,
-// and each connection has a fair share: a lone synchronous producer cannot use
-// it up.
+// costs a part of a PUT that the linger would have saved, the part of the object
+// that stays empty; so there is a budget of them, and each connection has a fair
+// share: a lone synchronous producer cannot use it up. What the bytes alone
+// would cost in full objects is not counted, or who fills them nearly would wait
+// for the budget and not for the store.
 //
 // Deadline and size seals are not its business; they always go.
 type sealer struct {
 	perSecond float64 // early seals; 0 is none
 
 	mu     sync.Mutex
-	bucket *rate.Limiter // all connections together
+	bucket *rate.Limiter // all connections together, in parts of a seal
 	seats  map[*tiers.Producer]*seat
 	active []*seat // the same, in the order in which retire looks at them
 }
@@ -41,6 +44,8 @@ type seat struct {
 }
 
 const (
+	// sealParts is into how many a seal is divided.
+	sealParts = 1000
 	// maxCredit is what a connection may have saved up.
 	maxCredit = 1
 	// activeFor is how long a connection that sends nothing has a share.
@@ -58,7 +63,7 @@ func (st *seat) patience() time.Duration { return minPatience + 2*st.pause }
 func newSealer(perSecond float64) *sealer {
 	return &sealer{
 		perSecond: perSecond,
-		bucket:    rate.NewLimiter(rate.Limit(perSecond), max(1, int(perSecond))),
+		bucket:    rate.NewLimiter(rate.Limit(perSecond*sealParts), max(1, int(perSecond))*sealParts),
 		seats:     make(map[*tiers.Producer]*seat),
 	}
 }
@@ -141,10 +146,10 @@ func (s *sealer) retire(now time.Time) {
 	}
 }
 
-// ready reports whether an object may be sealed early, and pays for it.
-// Otherwise it says how long to wait, if that is known, and whether it is the
-// budget that is lacking.
-func (s *sealer) ready(c *crew, now time.Time) (ok bool, wait time.Duration, short bool) {
+// ready reports whether an object may be sealed early, and pays the price, which
+// is 1 for an empty one. Otherwise it says how long to wait, if that is known, and
+// whether it is the budget that is lacking.
+func (s *sealer) ready(c *crew, price float64, now time.Time) (ok bool, wait time.Duration, short bool) {
 	if s.perSecond <= 0 || len(c.members) == 0 {
 		return false, 0, false
 	}
@@ -163,14 +168,14 @@ func (s *sealer) ready(c *crew, now time.Time) (ok bool, wait time.Duration, sho
 		st.accrued = now
 		sum += st.credit
 	}
-	const enough = 1 - 1e-9
-	if sum < enough {
-		wait = time.Duration((1 - sum) / (share * float64(len(c.members))) * float64(time.Second))
-	} else if !s.bucket.AllowN(now, 1) {
-		wait = time.Duration(float64(time.Second) / s.perSecond)
+	const rounding = 1e-9
+	if sum < price-rounding {
+		wait = time.Duration((price - sum) / (share * float64(len(c.members))) * float64(time.Second))
+	} else if !s.bucket.AllowN(now, int(math.Ceil(price*sealParts))) {
+		wait = time.Duration(price / s.perSecond * float64(time.Second))
 	} else {
 		for st := range c.members {
-			st.credit -= st.credit / sum
+			st.credit -= st.credit / max(sum, rounding) * price
 		}
 		return true, 0, false
 	}

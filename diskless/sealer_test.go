@@ -23,6 +23,8 @@ type peer struct {
 	partitions int
 	ack        time.Duration // the broker, for one request
 	every      time.Duration // between requests; 0 is as soon as it may
+	records    int           // of a batch, 1000 bytes each; 0 is 1
+	objectSize int64         // of its class; 0 is the usual one
 
 	mu       sync.Mutex
 	answered int
@@ -41,7 +43,11 @@ func (l *peer) run(ctx context.Context, t *testing.T, tier *Tier) {
 	})
 	defer wg.Wait()
 	defer close(upstream)
-	batch := batchOf(1, 1000)
+	batch := batchOf(max(l.records, 1), 1000)
+	class := telemetry()
+	if l.objectSize > 0 {
+		class.ObjectSize = l.objectSize
+	}
 	for ctx.Err() == nil {
 		select {
 		case slots <- struct{}{}:
@@ -54,7 +60,7 @@ func (l *peer) run(ctx context.Context, t *testing.T, tier *Tier) {
 		offloads := make([]tiers.Offload, 0, l.partitions)
 		for i := range l.partitions {
 			offloads = append(offloads, tier.Offload(ctx, tiers.OffloadRequest{
-				Class: telemetry(), TopicPartition: tiers.TopicPartition{Topic: l.name, Partition: int32(i)}, Batch: batch,
+				Class: class, TopicPartition: tiers.TopicPartition{Topic: l.name, Partition: int32(i)}, Batch: batch,
 				Timeout: 30 * time.Second, ProduceVersion: 9, MaxMessageBytes: 1 << 20, Producer: p, Request: request,
 			}, func() { decided <- struct{}{} }))
 		}
@@ -163,6 +169,28 @@ func TestEarlySeals(t *testing.T) {
 		if budget := float64(c.budget)*(lasting.Seconds()+1) + linger; float64(puts) > budget {
 			t.Errorf("%d PUTs, the budget is %.0f", puts, budget)
 		}
+	}
+}
+
+// Who fills objects nearly waits for the store, not for the budget: what full
+// objects would have cost is paid anyway.
+func TestNearlyFullObjectsHardlyCostTheBudget(t *testing.T) {
+	const lasting = 8 * time.Second
+	const put = 30 * time.Millisecond
+	var loads []*peer
+	for i := range 5 {
+		loads = append(loads, &peer{name: fmt.Sprint("producer", i), inFlight: 5, partitions: 1, ack: 2 * time.Millisecond, records: 8, objectSize: 256_000})
+	}
+	const budget = 10
+	puts := drive(t, budget, put, lasting, loads...)
+	bound := 5 * 5 * lasting.Seconds() / (put.Seconds() + 5*0.002)
+	full := float64(answered(loads)) * 8000 / 256_000
+	t.Logf("%.1f PUT/s, full objects would be %.1f; %.2f of the bound", float64(puts)/lasting.Seconds(), full/lasting.Seconds(), float64(answered(loads))/bound)
+	if share := float64(answered(loads)) / bound; share < 0.8 {
+		t.Errorf("%.2f of what the connections can do at best", share)
+	}
+	if most := full + budget*(lasting.Seconds()+1) + lasting.Seconds()/testLinger.Seconds(); float64(puts) > most {
+		t.Errorf("%d PUTs, full objects, budget and lingers make %.0f", puts, most)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,7 +40,7 @@ type offload struct {
 	decideBy time.Time // when it goes inline, if its object is not durable by then
 	notify   func()
 	retry    *retryKey // nil when it cannot be recognized
-	sum      [sha256.Size]byte
+	sum      fingerprint
 
 	writer *writer
 	object *object
@@ -172,6 +171,9 @@ type object struct {
 func (obj *object) age() time.Duration {
 	return max(time.Since(obj.opened), time.Now().Round(0).Sub(obj.opened.Round(0)))
 }
+
+// emptiness is the share of its size that would be lacking if it were sealed now.
+func (obj *object) emptiness() float64 { return max(0, 1-float64(obj.batches)/float64(obj.limit)) }
 
 // classKey tells open objects apart. A class may change its prefix when the
 // configuration is read again.
@@ -441,7 +443,7 @@ func (w *writer) sealEarly(obj *object) {
 		return // its linger comes, or a PUT ends
 	}
 	now := time.Now()
-	ok, wait, short := w.tier.sealer.ready(&obj.crew, now)
+	ok, wait, short := w.tier.sealer.ready(&obj.crew, obj.emptiness(), now)
 	if ok {
 		w.seal(obj, "early")
 		return
