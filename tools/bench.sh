@@ -14,25 +14,32 @@ if ! commit=$(git rev-parse --verify --quiet "$base^{commit}"); then
     exit 1
 fi
 dir=$PWD/.cache/bench
+tree=$dir/tree-$commit
 mkdir -p "$dir"
+git worktree prune
+[[ -d $tree ]] || git worktree add --quiet --detach "$tree" "$commit"
+trap 'git worktree remove --force "$tree"' EXIT
+
 measure() { # where, and into which file
-    (cd "$1" && go test -run '^$' -bench . -benchmem -count "$count" -timeout 60m "${more[@]}" "${packages[@]}") | tee "$2.tmp" || return 1
-    mv "$2.tmp" "$2"
+    local measured
+    # Others would only be linked, each time.
+    measured=$(cd "$1" && go list -f '{{$dir := .Dir}}{{range .TestGoFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}{{range .XTestGoFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}' "${packages[@]}" |
+        { xargs -r grep -ls '^func Benchmark' || true; } | xargs -r -n1 dirname | sort -u)
+    if [[ -z $measured ]]; then
+        echo "There is no benchmark in ${packages[*]} of $1" >&2
+        return 1
+    fi
+    # shellcheck disable=SC2086 # one word for each package
+    (cd "$1" && go test -run '^$' -bench . -benchmem -count 1 -timeout 60m "${more[@]}" $measured) | tee -a "$2"
 }
 
-# One measurement of a commit serves all trees that are compared with it in the
-# same way.
-how=$(sha256sum <<<"$count ${packages[*]} ${more[*]} $(go version)" | cut -c1-12)
-before=$dir/$commit-$how.txt
-if [[ ! -e $before ]]; then
-    tree=$dir/tree-$commit
-    git worktree prune
-    [[ -d $tree ]] || git worktree add --quiet --detach "$tree" "$commit"
-    trap 'git worktree remove --force "$tree"' EXIT
-    echo "=== $(git log -1 --format='%h %s' "$commit")"
-    measure "$tree" "$before"
-fi
-echo "=== the tree"
-measure . "$dir/tree.txt"
+# In turns: a machine's mood changes, and both should have the same share of it.
+: >"$dir/before.txt" >"$dir/tree.txt"
+for ((round = 1; round <= count; round++)); do
+    echo "=== $round of $count: $(git log -1 --format='%h %s' "$commit")"
+    measure "$tree" "$dir/before.txt"
+    echo "=== $round of $count: the tree"
+    measure "$PWD" "$dir/tree.txt"
+done
 echo
-.cache/bin/benchstat "$(git rev-parse --short "$commit")=$before" "tree=$dir/tree.txt"
+.cache/bin/benchstat "$(git rev-parse --short "$commit")=$dir/before.txt" "tree=$dir/tree.txt"
