@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/dustin/go-humanize"
 )
 
 // Format is the version of the report's JSON: fields are added without changing
@@ -473,8 +474,18 @@ func (r *Report) headline() string {
 		case s.Rate == MaxRate:
 			streams = append(streams, fmt.Sprintf("%d records of %s as fast as they are taken", s.Records, bytesText(float64(s.Size))))
 		case s.Rate > 0:
-			streams = append(streams, fmt.Sprintf("%s/s of %s", s.Rate, bytesText(float64(s.Size))))
+			text := fmt.Sprintf("%s/s of %s", s.Rate, bytesText(float64(s.Size)))
+			if b := s.Burst; b != nil {
+				text += fmt.Sprintf(", %d × as many for %v of each %v", b.Times, b.For, b.Every)
+			}
+			if s.Transaction > 0 {
+				text += fmt.Sprintf(" in transactions of %d", s.Transaction)
+			}
+			streams = append(streams, text)
 		}
+	}
+	if w.Connections > 0 {
+		streams = append(streams, humanize.Comma(int64(w.Connections))+" idle connections")
 	}
 	if w.Backlog > 0 {
 		streams = append(streams, "a backlog of "+bytesText(float64(w.Backlog)))

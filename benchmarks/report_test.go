@@ -123,6 +123,24 @@ func TestSaturatedRoundsAreNotCompared(t *testing.T) {
 	}
 }
 
+// Who waits beside bulk that is not taken waits beside less than was meant.
+func TestBulkThatWasNotTakenIsNamed(t *testing.T) {
+	r := planted(t, func(r *Report) {
+		r.Workload.Streams = append(r.Workload.Streams, Stream{Name: "bulk", Rate: 20_000})
+		for i := range r.Rounds {
+			full := r.Rounds[i].Target == "sluice" && r.Rounds[i].Round > 3
+			r.Rounds[i].Streams = append(r.Rounds[i].Streams, StreamResult{Stream: "bulk", Rate: 20_000, Saturated: full})
+		}
+	}, map[string][]float64{"direct": five, "sluice": {2, 2, 2, 2, 2}})
+	const want = "Beside it bulk of sluice was saturated in 2 of 5 rounds."
+	if c := verdict(t, r, "sluice", "produce_p50_ms"); c.Verdict != Worse || !strings.HasPrefix(c.Sentence, "sluice, main, produce p50: ") || !strings.HasSuffix(c.Sentence, want) {
+		t.Error(c.Sentence)
+	}
+	if v := r.Verdicts(); !strings.HasSuffix(v[0].Text, want) {
+		t.Error(v[0].Text)
+	}
+}
+
 func TestAGeneratorInTheWayIsNamed(t *testing.T) {
 	r := planted(t, func(r *Report) { r.Rounds[0].Generator.Bottleneck = "it used 99 % of its cores" }, map[string][]float64{"direct": five, "sluice": {2, 2, 2, 2, 2}})
 	if c := verdict(t, r, "sluice", "produce_p50_ms"); !strings.Contains(c.Sentence, "in the way in 1 of 10 runs") {

@@ -108,17 +108,7 @@ func (r *Report) compareTwo(own, other Summary) (out []Comparison) {
 }
 
 func (r *Report) sentence(c Comparison, m measure, own, other Summary) string {
-	what := m.title
-	if len(r.Workload.Streams) > 1 {
-		what = c.Stream + ": " + what
-	}
-	who, whom := c.Target, c.Baseline
-	switch {
-	case c.Against != "":
-		who, whom = c.Target+" "+c.Step, "it "+c.Against
-	case c.Step != "":
-		who += " at " + c.Step
-	}
+	who, whom := r.sides(c)
 	if c.Verdict == Saturated {
 		var full []string
 		for _, s := range []Summary{own, other} {
@@ -129,7 +119,7 @@ func (r *Report) sentence(c Comparison, m measure, own, other Summary) string {
 		return fmt.Sprintf("%s: latencies are not compared with those of %s, for %s, and latency is the length of a queue there.", who, whom, strings.Join(full, " and "))
 	}
 	a, b := own.Measures[m.name], other.Measures[m.name]
-	text := fmt.Sprintf("%s, %s: %s (%s–%s) against %s of %s (%s–%s): ", who, what,
+	text := fmt.Sprintf("%s, %s: %s (%s–%s) against %s of %s (%s–%s): ", who, m.title,
 		m.text(a.Median), m.text(a.Least), m.text(a.Most), m.text(b.Median), whom, m.text(b.Least), m.text(b.Most))
 	word := strings.TrimSuffix(m.word(c.Verdict), ":")
 	switch {
@@ -140,7 +130,35 @@ func (r *Report) sentence(c Comparison, m measure, own, other Summary) string {
 	default:
 		text += fmt.Sprintf("%s by %s, %.2f × (p %s).", word, ms(max(a.Median-b.Median, b.Median-a.Median)), c.Ratio, pText(c.P))
 	}
-	return text + inTheWay(own, other)
+	return text + r.beside(own, other) + inTheWay(own, other)
+}
+
+// sides are what is compared, and with what.
+func (r *Report) sides(c Comparison) (who, whom string) {
+	who, whom = strings.TrimSpace(c.Target+" "+c.Step), c.Baseline
+	if c.Against != "" {
+		whom = "the same " + c.Against
+	}
+	if len(r.Workload.Streams) > 1 {
+		who += ", " + c.Stream
+	}
+	return who, whom
+}
+
+// beside names what else ran and did not keep its rate: who waits beside that
+// waits beside less than the workload says.
+func (r *Report) beside(own, other Summary) string {
+	var full []string
+	for _, s := range r.Summaries {
+		of := s.Target == own.Target && s.Step == own.Step || s.Target == other.Target && s.Step == other.Step
+		if of && s.Stream != own.Stream && s.Saturated > 0 {
+			full = append(full, fmt.Sprintf("%s of %s was saturated in %d of %d rounds", s.Stream, s.Target, s.Saturated, s.Rounds))
+		}
+	}
+	if len(full) == 0 {
+		return ""
+	}
+	return " Beside it " + strings.Join(full, " and ") + "."
 }
 
 // Said is a verdict for people: all measures of one comparison in a sentence.
@@ -155,13 +173,7 @@ func (r *Report) Verdicts() (out []Said) {
 	of := func(c Comparison) pair { return pair{c.Stream, c.Step, c.Target, c.Baseline, c.Against} }
 	for i := 0; i < len(r.Comparisons); {
 		first := r.Comparisons[i]
-		who, whom := strings.TrimSpace(first.Target+" "+first.Step), first.Baseline
-		if first.Against != "" {
-			whom = "the same " + first.Against
-		}
-		if len(r.Workload.Streams) > 1 {
-			who += ", " + first.Stream
-		}
+		who, whom := r.sides(first)
 		said := Said{Verdict: Unshown}
 		better, worse := 0, 0
 		var parts []string
@@ -204,7 +216,7 @@ func (r *Report) Verdicts() (out []Said) {
 				step = first.Against
 			}
 			other, _ := r.summary(step, first.Stream, first.Baseline)
-			said.Text += inTheWay(own, other)
+			said.Text += r.beside(own, other) + inTheWay(own, other)
 		}
 		out = append(out, said)
 	}

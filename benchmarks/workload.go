@@ -309,6 +309,8 @@ func (w *Workload) Validate() error {
 		}
 		if b := s.Burst; b != nil && (b.Times < 2 || b.For <= 0 || b.Every <= b.For || s.Rate <= 0) {
 			bad("%sburst: times is 2 or more, for is shorter than every, and the stream has a rate", at)
+		} else if b != nil && w.Duration < b.Every {
+			bad("%sburst: duration %v could be without one; they come every %v, so measure that long or longer", at, w.Duration, b.Every)
 		}
 		if s.Transaction > 0 && w.OneClient {
 			bad("%stransaction: not with one_client, whose streams would share the transactions", at)

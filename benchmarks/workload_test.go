@@ -63,6 +63,7 @@ func TestMistakesInAWorkloadAreNamed(t *testing.T) {
 		{"name: x\nstreams: [{ rate: 1 }]\n", "duration is missing"},
 		{head + "streams: [{ rate: 1, spread: wide }]\n", `spread "wide"`},
 		{head + "streams: [{ rate: 1, burst: { times: 5, for: 2s, every: 1s } }]\n", "for is shorter than every"},
+		{head + "streams: [{ rate: 1, burst: { times: 5, for: 1s, every: 2s } }]\n", "duration 1s could be without one"},
 		{head + "backlog: 1MiB\nstreams: [{ rate: 1 }]\n", "no consumers to read it"},
 		{head + "streams: [{ rate: 1 }]\nsteps: [{ name: a }, { only: [b] }]\n", "steps[1].name is missing"},
 		{head + "streams: [{ rate: 1 }]\nsteps: [{ name: a, only: [b] }]\n", `there is no stream "b"`},

@@ -144,7 +144,7 @@ func TestBenchWorkloads(t *testing.T) {
 			if len(r.Rounds) != 2 || len(r.Rounds[0].Streams) != 1 || len(r.Rounds[1].Streams) != 2 || r.Rounds[1].Streams[1].EndToEnd.Count != 200 {
 				t.Errorf("%+v", r.Rounds)
 			}
-			if len(r.Comparisons) == 0 || !strings.Contains(r.Comparisons[0].Sentence, "a both, control: produce p50") {
+			if len(r.Comparisons) == 0 || !strings.Contains(r.Comparisons[0].Sentence, "a both, control, produce p50") {
 				t.Errorf("%+v", r.Comparisons)
 			}
 		}},
