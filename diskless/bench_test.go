@@ -3,6 +3,7 @@ package diskless
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -84,7 +85,7 @@ func BenchmarkHydrateCached(b *testing.B) {
 		s := r.send(offer{batch: batchOf(c.records, c.size)})
 		log := plain.appends(s.placeholder())
 		hydrate := func(b *testing.B) {
-			pieces, err := r.tier.Resolve(context.Background(), s.tp, log, 2)
+			pieces, _, err := r.tier.Resolve(context.Background(), s.tp, log, math.MaxInt, 2)
 			if err != nil || len(pieces) != 1 {
 				b.Error(fmt.Errorf("%d pieces: %w", len(pieces), err))
 				return
@@ -109,5 +110,34 @@ func BenchmarkHydrateCached(b *testing.B) {
 				}
 			})
 		})
+	}
+}
+
+// BenchmarkAnswer is an answer of 1 MiB in a replay, whose object is in memory:
+// the broker gave 64 KiB of placeholders.
+func BenchmarkAnswer(b *testing.B) {
+	r := newRig(b, Limits{})
+	s := r.send(offer{batch: batchOf(64, 1000)})
+	var log []byte
+	for one := plain.appends(s.placeholder()); len(log)+len(one) <= 64<<10; {
+		log = append(log, one...)
+	}
+	b.SetBytes(1 << 20)
+	b.ReportAllocs()
+	for b.Loop() {
+		pieces, _, err := r.tier.Resolve(context.Background(), s.tp, log, 1<<20, 2)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for left := 1 << 20; left >= pieces[0].Size(); left -= pieces[0].Size() {
+			_, done, err := pieces[0].Lend(context.Background())
+			if err != nil {
+				b.Fatal(err)
+			}
+			if done != nil {
+				done()
+			}
+			pieces = pieces[1:]
+		}
 	}
 }

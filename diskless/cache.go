@@ -3,6 +3,7 @@ package diskless
 import (
 	"math"
 	"sync"
+	"unsafe"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"github.com/oklog/ulid/v2"
@@ -61,7 +62,26 @@ type cache struct {
 	scan       *region
 	ahead      map[chunkKey]int64 // bytes of what is read before anybody has asked for it
 	aheadBytes int64
+
+	// What answers hold of chunks until they are written. The map's keys are the
+	// chunks' first bytes: a chunk may be read anew while the one before is lent.
+	loans    map[*byte]*loan
+	lent     int64 // bytes of the chunks in loans
+	orphaned int64 // of these, of those that are no longer in the cache
+	gauge    prometheus.Gauge
 }
+
+// loan is a chunk of which answers hold parts.
+type loan struct {
+	parts    int
+	orphaned bool
+}
+
+// lentShare of what is for catch-up scans, one byte in so many, may be chunks that
+// are lent: one of each partition that is read (scanChunks). Beyond it parts are
+// copied, or slow readers would take all of it. It is less than what is always for
+// scans, so that there is room for all loans however much of the rest is taken.
+const lentShare = scanChunks
 
 // aheadShare of what is for catch-up scans, one byte in so many, may be taken by
 // chunks that nobody has asked for yet: more would push out what is being read.
@@ -75,7 +95,7 @@ const (
 )
 
 func newCache(bytes int64, m *metrics) *cache {
-	c := &cache{misses: m.cacheMisses, ahead: map[chunkKey]int64{}}
+	c := &cache{misses: m.cacheMisses, ahead: map[chunkKey]int64{}, loans: map[*byte]*loan{}, gauge: m.cacheBytes.WithLabelValues("lent")}
 	make := func(name string, max int64) *region {
 		s := &region{
 			name: name, max: max,
@@ -87,6 +107,9 @@ func newCache(bytes int64, m *metrics) *cache {
 		s.lru, _ = simplelru.NewLRU(math.MaxInt32, func(k chunkKey, b []byte) {
 			s.bytes -= int64(cap(b))
 			c.unexpect(k)
+			if l := c.loans[unsafe.SliceData(b)]; l != nil {
+				c.orphan(l, b)
+			}
 		})
 		return s
 	}
@@ -126,6 +149,14 @@ func (c *cache) missed(k chunkKey) {
 // holds is called with mu held.
 func (c *cache) holds(k chunkKey) bool { return c.recent.lru.Contains(k) || c.scan.lru.Contains(k) }
 
+// find looks without refreshing. mu is held.
+func (c *cache) find(k chunkKey) ([]byte, bool) {
+	if b, ok := c.recent.lru.Peek(k); ok {
+		return b, true
+	}
+	return c.scan.lru.Peek(k)
+}
+
 // get returns a chunk, never to be written to, or nil.
 func (c *cache) get(k chunkKey) []byte {
 	c.mu.Lock()
@@ -145,10 +176,7 @@ func (c *cache) get(k chunkKey) []byte {
 func (c *cache) peek(k chunkKey) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if b, ok := c.recent.lru.Peek(k); ok {
-		return b
-	}
-	b, _ := c.scan.lru.Peek(k)
+	b, _ := c.find(k)
 	return b
 }
 
@@ -165,27 +193,81 @@ func (c *cache) add(k chunkKey, b []byte, recent bool) {
 	if len(b) == 0 || int64(cap(b)) > s.max {
 		return
 	}
-	room := s.max
-	if !recent {
-		room = c.scanRoom()
+	if recent {
+		for s.bytes > s.max-int64(cap(b)) {
+			s.evict()
+		}
+	} else {
+		c.evictScans(int64(cap(b)))
 	}
-	s.evict(room - int64(cap(b)))
 	s.lru.Add(k, b)
 	s.bytes += int64(cap(b))
 	s.size.Set(float64(s.bytes))
-	c.scan.evict(c.scanRoom())
+	c.evictScans(0)
+}
+
+// evictScans makes room for so many bytes. What is lent leaves none at once. mu is held.
+func (c *cache) evictScans(bytes int64) {
+	for c.scan.bytes > 0 && c.scan.bytes > c.scanRoom()-bytes {
+		c.scan.evict()
+	}
 }
 
 // scanRoom is what scans may take now. mu is held.
-func (c *cache) scanRoom() int64 { return c.scan.max + c.recent.max - c.recent.bytes }
+func (c *cache) scanRoom() int64 {
+	return c.scan.max + c.recent.max - c.recent.bytes - c.orphaned
+}
 
-// evict lets go of what was used longest ago, until no more than max is left.
-func (s *region) evict(max int64) {
-	for s.bytes > max {
-		s.lru.RemoveOldest()
-		s.evictions.Inc()
-		s.size.Set(float64(s.bytes))
+// lend allows for a part of a chunk to be held until done is called, or returns
+// nil. A chunk that the cache lets go of meanwhile still counts.
+func (c *cache) lend(k chunkKey, b []byte) (done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l := c.loans[unsafe.SliceData(b)]
+	if l == nil {
+		if len(b) == 0 || c.lent+int64(cap(b)) > c.scanRoom()/lentShare {
+			return nil
+		}
+		l = &loan{}
+		c.loans[unsafe.SliceData(b)] = l
+		c.lent += int64(cap(b))
+		if held, _ := c.find(k); unsafe.SliceData(held) != unsafe.SliceData(b) {
+			c.orphan(l, b) // it was evicted, or not kept
+			c.evictScans(0)
+		}
 	}
+	l.parts++
+	return sync.OnceFunc(func() { c.giveBack(l, b) })
+}
+
+func (c *cache) giveBack(l *loan, b []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if l.parts--; l.parts > 0 {
+		return
+	}
+	delete(c.loans, unsafe.SliceData(b))
+	c.lent -= int64(cap(b))
+	if l.orphaned {
+		c.orphaned -= int64(cap(b))
+		c.gauge.Set(float64(c.orphaned))
+	}
+}
+
+// orphan is called with mu held.
+func (c *cache) orphan(l *loan, b []byte) {
+	if !l.orphaned {
+		l.orphaned = true
+		c.orphaned += int64(cap(b))
+		c.gauge.Set(float64(c.orphaned))
+	}
+}
+
+// evict lets go of what was used longest ago.
+func (s *region) evict() {
+	s.lru.RemoveOldest()
+	s.evictions.Inc()
+	s.size.Set(float64(s.bytes))
 }
 
 // room is what scans may take now.

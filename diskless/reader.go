@@ -28,12 +28,12 @@ var ErrUnverified = errors.New("placeholder does not verify")
 // Remedy: check the object store; the log line names the object.
 var ErrUnreadable = errors.New("object of a placeholder cannot be read")
 
-// Resolve splits fetched records into batches and verifies every placeholder;
+// Resolve splits fetched records into batches and verifies their placeholders;
 // see proxy.Payloads.
-func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) ([]tiers.Piece, error) {
-	var pieces []tiers.Piece
+func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, most, readahead int) (pieces []tiers.Piece, size int, err error) {
 	var stored []*storedPiece
-	for {
+	placeholders, originals := 0, 0 // their bytes
+	for size <= most {
 		b, rest, ok := wire.NextBatch(records)
 		if !ok {
 			break
@@ -41,21 +41,40 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		records = rest
 		p, err := t.verify(ctx, tp, b)
 		if err != nil {
-			return pieces, err
+			return pieces, size, err
 		}
 		if p == nil {
-			pieces = append(pieces, inlinePiece{b})
+			pieces, size = append(pieces, inlinePiece{b}), size+len(b)
 			continue
 		}
-		pieces, stored = append(pieces, p), append(stored, p)
+		pieces, stored, size = append(pieces, p), append(stored, p), size+p.Size()
+		placeholders, originals = placeholders+len(b), originals+p.Size()
 	}
 	ahead := min(readahead, t.maxAhead)
 	if readahead >= 0 && len(stored) > 0 && stored[0].old() {
 		t.scans.note(tp)
 		ahead = t.scans.ahead(ahead)
 	}
-	t.readAhead(tp, stored, ahead)
-	return pieces, nil
+	t.readAhead(ctx, tp, stored, records, ahead)
+	for {
+		b, rest, ok := wire.NextBatch(records)
+		if !ok {
+			return pieces, size, nil
+		}
+		records = rest
+		n := len(b)
+		if b.IsV2() && placeholder.Candidate(b) {
+			if placeholders == 0 {
+				if p, err := t.verify(ctx, tp, b); err == nil && p != nil {
+					placeholders, originals = len(b), p.Size()
+				}
+			}
+			if placeholders > 0 {
+				n = int(int64(len(b)) * int64(originals) / int64(placeholders)) // as the others
+			}
+		}
+		size += n
+	}
 }
 
 // verify returns nil for a batch that is no placeholder.
@@ -157,6 +176,9 @@ func (p inlinePiece) Placeholder() bool                      { return false }
 func (p inlinePiece) Cached() bool                           { return true }
 func (p inlinePiece) Await(context.Context) error            { return nil }
 func (p inlinePiece) Load(context.Context) ([][]byte, error) { return [][]byte{p.Batch}, nil }
+func (p inlinePiece) Lend(context.Context) ([][]byte, func(), error) {
+	return [][]byte{p.Batch}, nil, nil
+}
 
 func recordsOf(b wire.Batch) int {
 	if !b.IsV2() {
@@ -201,23 +223,34 @@ func (p *storedPiece) Await(ctx context.Context) error {
 
 // Load returns the original batch.
 func (p *storedPiece) Load(ctx context.Context) ([][]byte, error) {
-	var original [][]byte
-	err := p.somewhere(ctx, func(at place) error {
-		b, err := p.tier.read(ctx, p.writer, at, p.ref.Length)
+	original, _, err := p.original(ctx, false)
+	return original, err
+}
+
+// Lend returns the original batch, as part of its chunk if that may be.
+func (p *storedPiece) Lend(ctx context.Context) ([][]byte, func(), error) {
+	return p.original(ctx, true)
+}
+
+func (p *storedPiece) original(ctx context.Context, lend bool) (original [][]byte, done func(), err error) {
+	err = p.somewhere(ctx, func(at place) error {
+		b, lent, err := p.tier.read(ctx, p.writer, at, p.ref.Length, lend)
 		if err != nil {
 			return err
 		}
 		header, body, err := placeholder.Patch(b, p.batch, p.ref)
 		if err == nil {
-			original = [][]byte{header, body}
+			original, done = [][]byte{header, body}, lent
+		} else if lent != nil {
+			lent()
 		}
 		return err
 	})
 	if err != nil {
-		return nil, p.complain(err)
+		return nil, nil, p.complain(err)
 	}
 	p.tier.metrics.hydrated.Add(float64(p.ref.Length))
-	return original, nil
+	return original, done, nil
 }
 
 // somewhere calls try with the places of the original batch, the one that is
@@ -346,25 +379,36 @@ func (t *Tier) holds(at place) bool {
 	return true
 }
 
-// read returns a copy of a batch's bytes: a slow reader's answer would keep the
-// whole chunk in memory long after the cache has let go of it.
-func (t *Tier) read(ctx context.Context, w *writer, p place, length uint32) ([]byte, error) {
-	joined := make([]byte, 0, length)
+// read returns a batch's bytes: a copy, for a slow reader's answer would keep the
+// whole chunk in memory long after the cache has let go of it; or the chunk's own,
+// if they may be lent.
+func (t *Tier) read(ctx context.Context, w *writer, p place, length uint32, lend bool) (joined []byte, done func(), err error) {
 	at, left := int64(p.offset), int64(length)
-	for _, c := range p.chunks {
+	for i, c := range p.chunks {
 		b, err := t.chunk(ctx, w, c)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		from := at - c.from
 		to := min(from+left, c.length)
 		if to > int64(len(b)) {
-			return nil, errShort
+			return nil, nil, errShort
+		}
+		if i == 0 && to-from == left {
+			if lend {
+				if done = t.cache.lend(c.chunkKey, b); done != nil {
+					return b[from:to:to], done, nil
+				}
+			}
+			return slices.Clone(b[from:to]), nil, nil
+		}
+		if joined == nil {
+			joined = make([]byte, 0, length)
 		}
 		joined = append(joined, b[from:to]...)
 		at, left = at+to-from, left-(to-from)
 	}
-	return joined, nil
+	return joined, nil, nil
 }
 
 // chunk returns a chunk from memory, or from the disk or with one GET for all who
@@ -524,47 +568,99 @@ func (t *Tier) admit(store string, obj *object) {
 }
 
 // readAhead starts to read the first chunks of an answer, before its batches are
-// asked for one after the other; and what a reader who goes on will want next.
-func (t *Tier) readAhead(tp tiers.TopicPartition, pieces []*storedPiece, chunks int) {
-	started := 0
-	var last chunkKey
+// asked for one after the other; and what a reader who goes on will want next, of
+// which rest tells: what the broker gave beyond the answer.
+func (t *Tier) readAhead(ctx context.Context, tp tiers.TopicPartition, pieces []*storedPiece, rest []byte, chunks int) {
+	a := ahead{tier: t, chunks: chunks}
+	_, _, more := wire.NextBatch(rest)
 	for i, p := range pieces {
-		if started >= chunks {
+		if !a.read(p, !more && i == len(pieces)-1) {
 			return
 		}
-		at := t.walPlace(p.writer, p.ref)
-		if p.old() && !t.holds(at) {
-			better, what := t.known(p.writer, tp, p.ref)
-			if what == unknown {
-				// What stands behind it lies behind it: one look is enough.
-				t.goAhead(func() { t.lookAhead(p) })
-				return
-			}
-			if what == inSegment {
-				at = better
-			}
-			if what == inSegment && i == len(pieces)-1 && p.pastMiddle(at) && t.goAhead(func() { t.readOn(p, better) }) {
-				started++
-			}
+	}
+	// Many are in the chunk of the one before them. To verify them all only to find
+	// that takes longer than to verify those that the answer holds.
+	step, beyond := 1, 0
+	for range maxLooks {
+		var b wire.Batch
+		for skipped := 0; more && skipped < step; skipped++ {
+			b, rest, _ = wire.NextBatch(rest)
+			_, _, more = wire.NextBatch(rest)
 		}
-		for _, c := range at.chunks {
-			if c.chunkKey == last || t.cache.peek(c.chunkKey) != nil {
-				continue
-			}
-			last = c.chunkKey
-			select {
-			case t.ahead <- struct{}{}:
-			default:
+		if b == nil {
+			return
+		}
+		p, err := t.verify(ctx, tp, b)
+		if err != nil {
+			return // the answer that ends before it tells
+		}
+		before := a.last
+		if p != nil && !a.read(p, !more) {
+			return
+		}
+		if step *= 2; a.last != before {
+			// What is read further ahead than that, others push out before it is wanted.
+			if step, beyond = 1, beyond+1; beyond == chunks {
 				return
 			}
-			started++
-			fetched := t.fetch(p.writer, c) // begins here, so that it is never late
-			go func() {
-				<-fetched // whoever needs it gets the error
-				<-t.ahead
-			}()
 		}
 	}
+}
+
+// maxLooks bounds what is looked at beyond an answer.
+const maxLooks = 32
+
+// ahead is the reading ahead of one partition.
+type ahead struct {
+	tier    *Tier
+	chunks  int // that may be started
+	started int
+	last    chunkKey // of the batch before
+}
+
+// read starts to read what holds a batch, and when it is the last that is known
+// also what is behind that. It reports whether to go on.
+func (a *ahead) read(p *storedPiece, last bool) bool {
+	t := a.tier
+	if a.started >= a.chunks {
+		return false
+	}
+	at := t.walPlace(p.writer, p.ref)
+	if p.old() && !t.holds(at) {
+		better, what := t.known(p.writer, p.tp, p.ref)
+		if what == unknown {
+			// What stands behind it lies behind it: one look is enough.
+			t.goAhead(func() { t.lookAhead(p) })
+			return false
+		}
+		if what == inSegment {
+			at = better
+		}
+		if what == inSegment && last && p.pastMiddle(at) && t.goAhead(func() { t.readOn(p, better) }) {
+			a.started++
+		}
+	}
+	for _, c := range at.chunks {
+		if c.chunkKey == a.last {
+			continue
+		}
+		a.last = c.chunkKey
+		if t.cache.peek(c.chunkKey) != nil {
+			continue
+		}
+		select {
+		case t.ahead <- struct{}{}:
+		default:
+			return false
+		}
+		a.started++
+		fetched := t.fetch(p.writer, c) // begins here, so that it is never late
+		go func() {
+			<-fetched // whoever needs it gets the error
+			<-t.ahead
+		}()
+	}
+	return true
 }
 
 // goAhead does something ahead of need, if there is room for it.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -288,20 +289,26 @@ func (k broker) consumed(original wire.Batch) wire.Batch {
 
 // load resolves one partition's records and loads all of them.
 func load(ctx context.Context, tier *Tier, tp tiers.TopicPartition, records []byte) ([]byte, error) {
-	pieces, err := tier.Resolve(ctx, tp, records, 0)
+	pieces, _, err := tier.Resolve(ctx, tp, records, math.MaxInt, 0)
 	var out []byte
 	for _, p := range pieces {
-		parts, loadErr := p.Load(ctx)
+		parts, done, loadErr := p.Lend(ctx)
 		if loadErr != nil {
 			return out, loadErr
 		}
-		n := 0
-		for _, b := range parts {
-			out = append(out, b...)
-			n += len(b)
+		lent := bytes.Join(parts, nil)
+		if done != nil {
+			done()
 		}
-		if n != p.Size() {
-			return out, fmt.Errorf("size %d announced, %d loaded", p.Size(), n)
+		if len(lent) != p.Size() {
+			return out, fmt.Errorf("size %d announced, %d loaded", p.Size(), len(lent))
+		}
+		out = append(out, lent...)
+		if !p.Cached() {
+			continue
+		}
+		if parts, loadErr = p.Load(ctx); loadErr != nil || !bytes.Equal(bytes.Join(parts, nil), lent) {
+			return out, fmt.Errorf("a copy is other than what is lent: %w", loadErr)
 		}
 	}
 	return out, err

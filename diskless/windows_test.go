@@ -524,9 +524,10 @@ func TestWithoutCompaction(t *testing.T) {
 	})
 }
 
-// replay reads partitions as a consumer does: some batches of each at a time, and
-// then it works on them. It returns how long it has waited.
-func replay(t testing.TB, reader *Tier, all []*sent, atATime, readahead int) (waited time.Duration) {
+// replay reads partitions as a consumer does: some batches of each at a time, of
+// more that the broker gives, and then it works on them. It returns how long it has
+// waited.
+func replay(t testing.TB, reader *Tier, all []*sent, atATime, given, readahead int) (waited time.Duration) {
 	t.Helper()
 	left := map[string][]*sent{}
 	var order []string
@@ -542,18 +543,25 @@ func replay(t testing.TB, reader *Tier, all []*sent, atATime, readahead int) (wa
 		started := time.Now()
 		var wg sync.WaitGroup
 		for _, p := range order {
-			some := left[p][:min(atATime, len(left[p]))]
+			some, beyond := left[p][:min(atATime, len(left[p]))], left[p][:min(given, len(left[p]))]
 			left[p] = left[p][len(some):]
 			if len(some) == 0 {
 				continue
 			}
 			more = true
 			var log, want []byte
-			for _, s := range some {
-				log, want = append(log, plain.appends(s.placeholder())...), append(want, plain.consumed(s.batch)...)
+			for i, s := range beyond {
+				log = append(log, plain.appends(s.placeholder())...)
+				if i < len(some) {
+					want = append(want, plain.consumed(s.batch)...)
+				}
 			}
+			log = append(log, log[:70]...) // the broker's limit cuts where it will
 			wg.Go(func() {
-				pieces, err := reader.Resolve(context.Background(), some[0].tp, log, readahead)
+				pieces, size, err := reader.Resolve(context.Background(), some[0].tp, log, len(want)-1, readahead)
+				if all := len(want) / len(some) * len(beyond); size < all*9/10 || size > all*11/10 {
+					t.Errorf("%d batches are said to come to %d bytes, not %d", len(beyond), size, all)
+				}
 				var got []byte
 				for _, piece := range pieces {
 					var parts [][]byte
@@ -604,9 +612,10 @@ func TestReplay(t *testing.T) {
 			}
 			var took [2]time.Duration
 			for i, readahead := range []int{0, 2} {
+				given := []int{1, 30}[i]
 				r.faulty.Decide(func(op objstore.Op, key string) objstore.Fault { return objstore.Fault{Delay: 50 * time.Millisecond} })
 				reader, before, read := r.another(limits), r.lines(), int64(0)
-				took[i] = replay(t, reader, c.batches, 1, readahead)
+				took[i] = replay(t, reader, c.batches, 1, given, readahead)
 				r.faulty.Decide(nil)
 				n := 0
 				for _, l := range strings.Split(r.store.Transcript(), "\n")[before:] {
@@ -642,7 +651,7 @@ func TestReplayOfLargePartitions(t *testing.T) {
 			payload += int64(len(s.batch))
 		}
 		reader, before, read, n := r.another(Limits{CacheBytes: 40 << 20, ChunkBytes: 16 << 20}), r.lines(), int64(0), 0
-		replay(t, reader, all, 1, 2)
+		replay(t, reader, all, 1, 1, 2)
 		for _, l := range strings.Split(r.store.Transcript(), "\n")[before:] {
 			var key string
 			var from, length, got int64
@@ -672,7 +681,7 @@ func TestReplayLeavesTheTailAlone(t *testing.T) {
 		for _, s := range tail {
 			s.wantReadable(reader)
 		}
-		replay(t, reader, all, 3, 2)
+		replay(t, reader, all, 3, 40, 2)
 		before := r.lines()
 		for _, s := range tail {
 			s.wantReadable(reader)

@@ -307,17 +307,19 @@ type hydration struct {
 	resolved []tiers.Piece // what it has, nil before that is known
 	pieces   []tiers.Piece // what the client gets
 	bytes    [][]byte
-	size     int  // of bytes
-	missed   bool // nothing of it was there in time
+	lent     []func() // to be called when bytes are no longer needed
+	size     int      // of bytes
+	missed   bool     // nothing of it was there in time
 	failed   bool
 }
 
 // answering is a Fetch answer while its partitions are loaded.
 type answering struct {
-	ctx   context.Context
-	slots chan struct{} // for those that read objects
-	loads sync.WaitGroup
-	moved chan struct{} // something below has changed
+	ctx    context.Context
+	budget int           // bytes that it may give
+	slots  chan struct{} // for those that read objects
+	loads  sync.WaitGroup
+	moved  chan struct{} // something below has changed
 
 	mu      sync.Mutex
 	ready   bool // there is something to give
@@ -453,8 +455,8 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, plain, quota in
 
 	ctx, cut := context.WithTimeout(c.present, c.p.limits.HydrateTimeout)
 	defer cut()
-	a := &answering{ctx: ctx, slots: make(chan struct{}, c.p.limits.HydrateConcurrency), moved: make(chan struct{}, 1), ready: plain > 0}
 	budget := min(int(r.limits.request), c.p.limits.FetchBytes, quota)
+	a := &answering{ctx: ctx, budget: budget, slots: make(chan struct{}, c.p.limits.HydrateConcurrency), moved: make(chan struct{}, 1), ready: plain > 0}
 	for rest := turn; ; {
 		rest = c.begin(r, in, a, rest, plain, budget)
 		if a.settle(c.p.limits.HydrateGrace, len(rest) > 0) || ctx.Err() != nil {
@@ -471,6 +473,7 @@ func (c *conn) hydrate(r *request, in *frame, work []*hydration, plain, quota in
 	a.loads.Wait()
 	given, first := plain, true
 	for _, h := range turn {
+		r.lent = append(r.lent, h.lent...)
 		if !first && given+h.size > budget {
 			h.bytes, h.size = nil, 0 // it is in memory, and has its turn next time
 		}
@@ -536,9 +539,10 @@ func (c *conn) resolve(a *answering, in *frame, h *hydration) {
 	}
 	records := in.b[h.part.From:h.part.To]
 	tp := tiers.TopicPartition{Topic: h.topic, Partition: h.part.Partition}
-	pieces, err := c.p.opt.Payloads.Resolve(a.ctx, tp, records, readahead(c.p.opt.Router(), h.topic))
+	// By its size a broker gives many times what an answer then holds of originals.
+	pieces, size, err := c.p.opt.Payloads.Resolve(a.ctx, tp, records, max(min(h.max, a.budget), 0), readahead(c.p.opt.Router(), h.topic))
 	h.resolved, h.failed = pieces, err != nil && len(pieces) == 0
-	c.learnExpansion(h, len(records))
+	c.learnExpansion(h, len(records), size)
 }
 
 func (h *hydration) cached() bool { return len(h.resolved) > 0 && h.resolved[0].Cached() }
@@ -601,7 +605,7 @@ func (a *answering) settle(grace time.Duration, more bool) bool {
 // late, is still given.
 func (h *hydration) load(a *answering, grace time.Duration) {
 	for i, piece := range h.pieces {
-		b, err := a.load(piece, h.late == awaited, grace)
+		b, done, err := a.load(piece, h.late == awaited, grace)
 		if err != nil {
 			if i == 0 {
 				h.missed = errors.Is(err, context.Canceled)
@@ -610,6 +614,9 @@ func (h *hydration) load(a *answering, grace time.Duration) {
 			return
 		}
 		h.bytes, h.size = append(h.bytes, b...), h.size+piece.Size()
+		if done != nil {
+			h.lent = append(h.lent, done)
+		}
 		if i == 0 {
 			a.mu.Lock()
 			a.ready = true
@@ -621,20 +628,20 @@ func (h *hydration) load(a *answering, grace time.Duration) {
 
 // load reads one piece. So many at a time read objects; one that takes longer
 // than grace no longer counts, or a few that never come would stop all others.
-func (a *answering) load(piece tiers.Piece, started bool, grace time.Duration) ([][]byte, error) {
+func (a *answering) load(piece tiers.Piece, started bool, grace time.Duration) (b [][]byte, done func(), err error) {
 	if started || piece.Cached() {
-		return piece.Load(a.ctx)
+		return piece.Lend(a.ctx)
 	}
 	select {
 	case a.slots <- struct{}{}:
 	case <-a.ctx.Done():
-		return nil, errNotStarted
+		return nil, nil, errNotStarted
 	}
 	leave := sync.OnceFunc(func() { <-a.slots })
 	slow := time.AfterFunc(grace, leave)
 	defer leave()
 	defer slow.Stop()
-	return piece.Load(a.ctx)
+	return piece.Lend(a.ctx)
 }
 
 // errNotStarted is a piece that was not asked for before the answer went. It is
@@ -708,13 +715,12 @@ func readahead(r *router.Router, topic string) int {
 // learnExpansion remembers how much what a partition gave upstream grew, in all:
 // where placeholders and ordinary batches alternate, either alone would ask for
 // far too little or far too much.
-func (c *conn) learnExpansion(h *hydration, fetched int) {
+func (c *conn) learnExpansion(h *hydration, fetched, size int) {
 	if len(h.resolved) == 0 {
 		return
 	}
-	size, placeholders := 0, false
+	placeholders := size > fetched
 	for _, p := range h.resolved {
-		size += p.Size()
 		placeholders = placeholders || p.Placeholder()
 	}
 	s := &c.fetchState

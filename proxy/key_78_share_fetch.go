@@ -269,7 +269,7 @@ func (c *conn) resolveShared(ctx context.Context, s *shared) (err error) {
 		return nil
 	}
 	tp := tiers.TopicPartition{Topic: s.topic, Partition: s.key.partition}
-	s.pieces, err = c.p.opt.Payloads.Resolve(ctx, tp, s.records, readahead(c.p.opt.Router(), s.topic))
+	s.pieces, _, err = c.p.opt.Payloads.Resolve(ctx, tp, s.records, math.MaxInt, readahead(c.p.opt.Router(), s.topic))
 	return err
 }
 
@@ -297,7 +297,7 @@ func (c *conn) withholdShared(s *shared, n int) {
 	tp := tiers.TopicPartition{Topic: s.topic, Partition: s.key.partition}
 	class := c.p.opt.Router().Place(s.topic, tiers.TopicFacts{Known: true}).Class
 	c.p.withheld.add(c.p.ctx, s.key, func(ctx context.Context) (readable, storeIsWell bool) {
-		pieces, err := c.p.opt.Payloads.Resolve(ctx, tp, batch, 0)
+		pieces, _, err := c.p.opt.Payloads.Resolve(ctx, tp, batch, math.MaxInt, 0)
 		if err == nil && len(pieces) > 0 {
 			err = pieces[0].Await(ctx)
 		}

@@ -47,7 +47,8 @@ type request struct {
 	holds         time.Duration // Produce, Fetch, ShareFetch: the broker may take so long to begin with what comes after it
 	held          time.Duration // the same of any request, while the connection counts it
 
-	hydrated int // bytes of the answer that are held beside its frame
+	hydrated int      // bytes of the answer that are held beside its frame
+	lent     []func() // to be called when it is written
 
 	// local, when set, is the answer: nothing goes upstream.
 	local []byte

@@ -55,11 +55,13 @@ type Payloads interface {
 	// all but a few batches.
 	Candidate(records []byte) bool
 	// Resolve splits fetched records into their whole batches, in order, and
-	// verifies every placeholder. A trailing partial batch is dropped. An
-	// error means that some placeholder could not be verified: pieces then
-	// holds what precedes it. readahead is how many objects may be read before
-	// their batches are loaded; negative when none will be.
-	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) (pieces []tiers.Piece, err error)
+	// verifies their placeholders. It ends with the batch by which they have more
+	// than most bytes, or before a trailing partial batch; size is about what all
+	// whole batches come to. An error means that some placeholder could not be
+	// verified: pieces then holds what precedes it. readahead is how many objects
+	// may be read before their batches are loaded, and for what comes after them;
+	// negative when none will be.
+	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, most, readahead int) (pieces []tiers.Piece, size int, err error)
 	// Readable reports whether a class's store answers readers, as far as is
 	// known. Asking has it tried now and then while it does not.
 	Readable(class *tiers.Class) bool

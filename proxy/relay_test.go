@@ -53,8 +53,8 @@ func (inline) Kept(*tiers.Class, string, tiers.Reason, int) {
 }
 func (inline) Readable(*tiers.Class) bool { return true }
 func (inline) Candidate([]byte) bool      { return false }
-func (inline) Resolve(context.Context, tiers.TopicPartition, []byte, int) ([]tiers.Piece, error) {
-	return nil, nil
+func (inline) Resolve(context.Context, tiers.TopicPartition, []byte, int, int) ([]tiers.Piece, int, error) {
+	return nil, 0, nil
 }
 
 func startProxy(t *testing.T, stack *kfake.VirtualNetwork, first int) (seed string) {

@@ -106,6 +106,9 @@ func (c *conn) respond(resp *frame) error {
 		if r.hydrated > 0 {
 			defer c.p.hydrated.release(r.hydrated)
 		}
+		for _, done := range r.lent {
+			defer done()
+		}
 		if err != nil {
 			return fmt.Errorf("answer of %s v%d: %w", r.api.Name, r.version, err)
 		}

@@ -89,6 +89,9 @@ func inBubbleWith(t *testing.T, limits proxy.Limits, diskless bool, fn func(r *r
 		}()
 		fn(r)
 		r.stop(time.Minute)
+		if n := r.payloads.lent.Load(); n != 0 {
+			t.Errorf("%d batches that were lent have not been given back", n)
+		}
 	})
 }
 
@@ -465,6 +468,7 @@ type scriptedPayloads struct {
 	gets    singleflight.Group
 
 	unreadable atomic.Bool // every store
+	lent       atomic.Int64
 
 	mu       sync.Mutex
 	offloads []*scriptedOffload
@@ -549,7 +553,7 @@ func (s *scriptedPayloads) get(ctx context.Context, size int) error {
 
 var errForged = errors.New("a reference does not verify")
 
-func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, records []byte, _ int) (out []tiers.Piece, err error) {
+func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, records []byte, most, _ int) (out []tiers.Piece, all int, err error) {
 	records = unframed(records)
 	s.mu.Lock()
 	s.resolved = append(s.resolved, tp.Topic)
@@ -557,20 +561,23 @@ func (s *scriptedPayloads) Resolve(_ context.Context, tp tiers.TopicPartition, r
 	for len(records) > 0 {
 		end := bytes.IndexByte(records, ';')
 		if end < 0 {
-			return out, nil // a trailing partial batch
+			return out, all, nil // a trailing partial batch
 		}
 		batch := string(records[:end])
 		records = records[end+1:]
 		if batch[0] == 'X' {
-			return out, errForged
+			return out, all, errForged
 		}
 		size, err := strconv.Atoi(batch[1:])
 		if err != nil {
-			return out, err
+			return out, all, err
 		}
-		out = append(out, scriptedPiece{kind: batch[0], size: size, store: s})
+		if all <= most {
+			out = append(out, scriptedPiece{kind: batch[0], size: size, store: s})
+		}
+		all += size
 	}
-	return out, nil
+	return out, all, nil
 }
 
 // framed puts a scripted batch into a frame that has offsets, for who reads those.
@@ -623,6 +630,16 @@ func (p scriptedPiece) Load(ctx context.Context) ([][]byte, error) {
 	}
 	content := []byte(p.content())
 	return [][]byte{content[:p.size/2], content[p.size/2:]}, nil
+}
+
+// Lend counts what is not given back.
+func (p scriptedPiece) Lend(ctx context.Context) ([][]byte, func(), error) {
+	b, err := p.Load(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.store.lent.Add(1)
+	return b, func() { p.store.lent.Add(-1) }, nil
 }
 
 // content is what a placeholder of a size stands for.

@@ -90,4 +90,8 @@ type Piece interface {
 	// Load returns the bytes, as slices to be written in order and never to be
 	// written to.
 	Load(ctx context.Context) ([][]byte, error)
+	// Lend is Load for who needs the bytes for a moment: they may be part of what
+	// others read too. done, unless it is nil, is to be called when they are no longer
+	// needed; until then they count against what may be kept in memory.
+	Lend(ctx context.Context) (b [][]byte, done func(), err error)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -597,7 +598,7 @@ func (p *partCopy) resolve(ctx context.Context, b wire.Batch) (v visible, err er
 	tp := tiers.TopicPartition{Topic: p.Topic, Partition: p.Partition}
 	var pieces []tiers.Piece
 	_ = persist(ctx, func() (bool, error) {
-		pieces, err = p.c.Tier.Resolve(ctx, tp, b, 0)
+		pieces, _, err = p.c.Tier.Resolve(ctx, tp, b, math.MaxInt, 0)
 		return !errors.Is(err, diskless.ErrUnreadable), err
 	})
 	if err != nil {

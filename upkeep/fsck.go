@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"hash/fnv"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -671,7 +672,7 @@ func (c *fsck) lookAt(ctx context.Context, tp tiers.TopicPartition, b wire.Batch
 	var pieces []tiers.Piece
 	var err error
 	_ = persist(ctx, func() (bool, error) {
-		pieces, err = c.Tier.Resolve(ctx, tp, b, 0)
+		pieces, _, err = c.Tier.Resolve(ctx, tp, b, math.MaxInt, 0)
 		return !errors.Is(err, diskless.ErrUnreadable), err
 	})
 	if err != nil && !errors.Is(err, diskless.ErrUnverified) {

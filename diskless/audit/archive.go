@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -44,7 +45,7 @@ type Kafka interface {
 
 // Payloads gives batches as consumers see them; *diskless.Tier does.
 type Payloads interface {
-	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) ([]tiers.Piece, error)
+	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, most, readahead int) ([]tiers.Piece, int, error)
 }
 
 // Options are everything an Archiver is made of.
@@ -331,7 +332,7 @@ func (d *draft) gap(to int64, why string) {
 
 // add takes fetched batches.
 func (d *draft) add(ctx context.Context, records []byte) error {
-	pieces, resolveErr := d.a.opt.Payloads.Resolve(ctx, tpOf(d.log), records, readahead)
+	pieces, _, resolveErr := d.a.opt.Payloads.Resolve(ctx, tpOf(d.log), records, math.MaxInt, readahead)
 	for _, piece := range pieces {
 		if d.count > 0 && int64(len(d.batches)+piece.Size()) > d.a.opt.ObjectBytes {
 			if err := d.flush(ctx); err != nil {

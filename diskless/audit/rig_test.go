@@ -153,11 +153,16 @@ func (p piece) Load(context.Context) ([][]byte, error) {
 	return [][]byte{p.Batch[:20], p.Batch[20:]}, nil
 }
 
-func (plain) Resolve(_ context.Context, _ tiers.TopicPartition, records []byte, _ int) (out []tiers.Piece, _ error) {
+func (p piece) Lend(ctx context.Context) ([][]byte, func(), error) {
+	b, err := p.Load(ctx)
+	return b, nil, err
+}
+
+func (plain) Resolve(_ context.Context, _ tiers.TopicPartition, records []byte, _, _ int) (out []tiers.Piece, _ int, _ error) {
 	for {
 		b, rest, ok := wire.NextBatch(records)
 		if !ok {
-			return out, nil
+			return out, 0, nil
 		}
 		out, records = append(out, piece{b}), rest
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -438,7 +439,7 @@ func (r *logReader) batch(ctx context.Context, offset int64) (wire.Batch, error)
 			return nil, err
 		}
 		r.ahead = r.ahead[:0]
-		pieces, resolveErr := r.payloads.Resolve(ctx, tpOf(r.log), records, readahead)
+		pieces, _, resolveErr := r.payloads.Resolve(ctx, tpOf(r.log), records, math.MaxInt, readahead)
 		at := offset
 		for _, p := range pieces {
 			b, rest, ok := wire.NextBatch(records)

@@ -241,15 +241,15 @@ func (w *world) left(offset int64) (sum int64) {
 }
 
 // Resolve is of one batch.
-func (w *world) Resolve(_ context.Context, _ tiers.TopicPartition, records []byte, _ int) ([]tiers.Piece, error) {
+func (w *world) Resolve(_ context.Context, _ tiers.TopicPartition, records []byte, _, _ int) ([]tiers.Piece, int, error) {
 	b, _, _ := wire.NextBatch(records)
 	switch {
 	case w.keysGone:
-		return nil, fmt.Errorf("keys: %w", diskless.ErrUnreadable)
+		return nil, 0, fmt.Errorf("keys: %w", diskless.ErrUnreadable)
 	case b.ProducerEpoch() == 1:
-		return nil, diskless.ErrUnverified
+		return nil, 0, diskless.ErrUnverified
 	}
-	return []tiers.Piece{piece(b.ProducerID())}, nil
+	return []tiers.Piece{piece(b.ProducerID())}, 0, nil
 }
 
 type piece int64
@@ -260,6 +260,9 @@ func (piece) Placeholder() bool                      { return true }
 func (piece) Cached() bool                           { return false }
 func (piece) Await(context.Context) error            { return errors.ErrUnsupported }
 func (piece) Load(context.Context) ([][]byte, error) { return nil, errors.ErrUnsupported }
+func (piece) Lend(context.Context) ([][]byte, func(), error) {
+	return nil, nil, errors.ErrUnsupported
+}
 
 // Whatever happens to a log, and whenever: what is deleted lies beyond the last
 // retention.bytes of it; and when nothing happens any more, no more is kept than

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -36,7 +37,7 @@ type Kafka interface {
 
 // Payloads verifies placeholders; see diskless.Tier.
 type Payloads interface {
-	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, readahead int) ([]tiers.Piece, error)
+	Resolve(ctx context.Context, tp tiers.TopicPartition, records []byte, most, readahead int) ([]tiers.Piece, int, error)
 }
 
 // Options are everything a Worker is made of.
@@ -312,7 +313,7 @@ func (w *Worker) ledger(ctx context.Context, l tiers.LedLog, limit int64) (*ledg
 
 // size is how many bytes a batch has for consumers.
 func (w *Worker) size(ctx context.Context, at tiers.TopicPartition, b wire.Batch) (int64, error) {
-	pieces, err := w.opt.Payloads.Resolve(ctx, at, b, -1)
+	pieces, _, err := w.opt.Payloads.Resolve(ctx, at, b, math.MaxInt, -1)
 	if errors.Is(err, diskless.ErrUnverified) {
 		return int64(b.Size()), nil
 	}
