@@ -195,10 +195,11 @@ type writer struct {
 	mu        sync.Mutex
 	store     StoreHandle // zero until attached
 	open      map[classKey]*object
-	pending   []*object  // sealed, not yet durable or given up, oldest first
-	buffered  int64      // bytes of batches in open and pending objects
-	parked    []*offload // waiting for buffer space, first come first served; the proxy's memory for requests bounds it
-	decided   []*offload // to be notified by unlock
+	lengths   map[classKey]int // of the last objects, with room for footers
+	pending   []*object        // sealed, not yet durable or given up, oldest first
+	buffered  int64            // bytes of batches in open and pending objects
+	parked    []*offload       // waiting for buffer space, first come first served; the proxy's memory for requests bounds it
+	decided   []*offload       // to be notified by unlock
 	sweeping  bool
 	draining  bool
 	failing   bool
@@ -221,7 +222,7 @@ func newWriter(t *Tier, name string, closed bool) *writer {
 	return &writer{
 		tier: t, name: name, failing: true, lastErr: errors.New("the store could not be opened yet"),
 		puts: make(chan struct{}, t.limits.PutConcurrency), pause: t.limits.ProbeInterval,
-		open: make(map[classKey]*object), draining: closed,
+		open: make(map[classKey]*object), lengths: make(map[classKey]int), draining: closed,
 	}
 }
 
@@ -351,10 +352,15 @@ func (w *writer) append(o *offload) {
 	}
 	o.object, o.offset = obj, len(obj.buf)
 	if need := len(obj.buf) + o.size; need > cap(obj.buf) {
-		// Grown by doubling up to the sealing size, so that a quiet class does
-		// not hold a whole object's memory.
+		// As large as the class's last one was, and then grown by doubling up to
+		// the sealing size: a quiet class does not hold a whole object's memory, a
+		// busy one's objects are not copied while they grow.
 		full := obj.limit + obj.limit/footerShare
-		grown := make([]byte, len(obj.buf), max(need+need/footerShare, min(2*cap(obj.buf), int(full)), minObjectBuffer))
+		size := min(2*cap(obj.buf), int(full))
+		if obj.buf == nil {
+			size = w.lengths[obj.class]
+		}
+		grown := make([]byte, len(obj.buf), max(need+need/footerShare, size, minObjectBuffer))
 		copy(grown, obj.buf)
 		obj.buf = grown
 	}
@@ -411,6 +417,7 @@ func (w *writer) seal(obj *object, reason string) {
 		return
 	}
 	w.close(obj)
+	w.lengths[obj.class] = len(obj.buf) + len(obj.buf)/footerShare
 	obj.sealed = time.Now()
 	w.pending = append(w.pending, obj)
 	w.tier.metrics.seals.WithLabelValues(reason).Inc()
@@ -581,7 +588,7 @@ func (w *writer) settle(obj *object, took time.Duration, err error) {
 	case err == nil:
 		t.metrics.objects.WithLabelValues(w.name).Inc()
 		t.metrics.objectBytes.WithLabelValues(w.name).Add(float64(len(obj.buf)))
-		t.metrics.putSeconds.Observe(now.Sub(obj.sealed).Seconds())
+		t.metrics.putSeconds.WithLabelValues(obj.class.name).Observe(now.Sub(obj.sealed).Seconds())
 		if len(obj.waiting) == 0 {
 			// Never deleted here: an object may only die when nothing can
 			// refer to it, and that is decided elsewhere, much later.
