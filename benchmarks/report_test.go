@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -120,6 +121,24 @@ func TestSaturatedRoundsAreNotCompared(t *testing.T) {
 	}
 	if s, _ := r.summary("", "main", "sluice"); s.Saturated != 3 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// What a report's JSON says can be read into the same types again.
+func TestAReportIsReadBack(t *testing.T) {
+	r := planted(t, func(r *Report) {
+		r.Workload.Streams = append(r.Workload.Streams, Stream{Name: "bulk", Rate: MaxRate, Linger: Duration(time.Second)})
+	}, map[string][]float64{"direct": five})
+	var b bytes.Buffer
+	if err := r.WriteJSON(&b); err != nil {
+		t.Fatal(err)
+	}
+	var got Report
+	if err := json.Unmarshal(b.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got.Workload, r.Workload) || !reflect.DeepEqual(got.Summaries, r.Summaries) {
+		t.Errorf("%+v and %+v", got.Workload, r.Workload)
 	}
 }
 

@@ -115,6 +115,11 @@ func (r Rate) MarshalJSON() ([]byte, error) {
 	return json.Marshal(v)
 }
 
+func (r *Rate) UnmarshalJSON(text []byte) (err error) {
+	*r, err = ParseRate(strings.Trim(string(text), `"`))
+	return err
+}
+
 // Size is bytes, written with or without a unit.
 type Size int64
 
@@ -142,9 +147,18 @@ func (d Duration) seconds() float64             { return time.Duration(d).Second
 func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()) }
 
 func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
-	v, err := time.ParseDuration(n.Value)
+	if err := d.parse(n.Value); err != nil {
+		return fmt.Errorf("line %d: %w", n.Line, err)
+	}
+	return nil
+}
+
+func (d *Duration) UnmarshalJSON(text []byte) error { return d.parse(strings.Trim(string(text), `"`)) }
+
+func (d *Duration) parse(text string) error {
+	v, err := time.ParseDuration(text)
 	if err != nil || v < 0 {
-		return fmt.Errorf("line %d: duration %q: write for example 250ms or 60s", n.Line, n.Value)
+		return fmt.Errorf("duration %q: write for example 250ms or 60s", text)
 	}
 	*d = Duration(v)
 	return nil
