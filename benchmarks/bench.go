@@ -145,10 +145,15 @@ type place struct {
 	weight float64           // bytes of its topics before they are deleted
 }
 
-const prepareTimeout = 60 * time.Second
+// prepareTimeout is for few partitions; a busy cluster takes this longer for
+// each more.
+const (
+	prepareTimeout   = 60 * time.Second
+	preparePartition = 50 * time.Millisecond
+)
 
 func (b *bench) prepare(ctx context.Context, t Target) (*place, error) {
-	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
+	ctx, cancel := context.WithTimeout(ctx, prepareTimeout+time.Duration(b.Workload.Partitions)*preparePartition)
 	defer cancel()
 	if err := reach(ctx, t); err != nil {
 		return nil, err

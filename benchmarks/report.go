@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -353,9 +354,14 @@ func (r *Report) use(price func(Usage) (Money, bool)) {
 
 // note says what a reader should know first.
 func (r *Report) note() {
-	bound, failed, bad := 0, 0, 0
+	bound, failed, bad, begun := 0, 0, 0, 0
 	why := ""
 	for _, rd := range r.Rounds {
+		if slices.ContainsFunc(rd.Streams, func(s StreamResult) bool {
+			return s.Rate > 0 && s.Produce.P50 > 1000*r.Workload.Duration.seconds()
+		}) {
+			begun++
+		}
 		if rd.Generator.Bottleneck != "" {
 			bound++
 			why = rd.Generator.Bottleneck
@@ -379,6 +385,9 @@ func (r *Report) note() {
 	}
 	if bound > 0 {
 		add("In %d of %d runs the generator, or the machine that it shares, was a bottleneck (in the last of them %s): latencies there are partly its own. Give it cores of its own, or lower the rate.", bound, len(r.Rounds), why)
+	}
+	if begun > 0 {
+		add("In %d of %d runs half of the records waited longer than the %v that were measured: that shows how such a run begins, not how it goes on. Take a longer warm-up and duration.", begun, len(r.Rounds), r.Workload.Duration)
 	}
 	if n := len(r.roundNumbers()); n < 4 && len(r.Targets) > 1 {
 		add("With fewer than 4 rounds no difference can be significant (Mann–Whitney, α = %.2f); take 5 or more.", alpha)
