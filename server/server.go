@@ -81,7 +81,7 @@ const (
 // error.
 func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err error) {
 	s := &Server{log: opt.Logger, metrics: prometheus.NewRegistry(), config: cfg}
-	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.metrics.MustRegister(collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(collectors.MetricsScheduler)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	background, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	defer func() {
