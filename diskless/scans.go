@@ -54,14 +54,29 @@ func (s *scans) each() int64 {
 	return room / scanChunks / int64(max(len(s.now), len(s.before), 1))
 }
 
-// chunk is how much to read at once. It changes in few steps: what was read in
-// pieces of another size is read again.
-func (s *scans) chunk() int64 {
-	n := s.max
-	for each := s.each(); n > each && n > s.min; {
-		n /= 2
+// chunk is how much to read at once. It changes in few steps, all of which are
+// sizes: or what was read in pieces of another size would be read again.
+func (s *scans) chunk() (n int64) {
+	each := s.each()
+	for n = range s.sizes() {
+		if n <= each {
+			break
+		}
 	}
-	return max(n, s.min)
+	return n
+}
+
+// sizes yields all that chunk may return, the largest first.
+func (s *scans) sizes() func(yield func(int64) bool) {
+	return func(yield func(int64) bool) {
+		n := s.max
+		for ; n > s.min; n /= 2 {
+			if !yield(n) {
+				return
+			}
+		}
+		yield(s.min)
+	}
 }
 
 // ahead is how many chunks to read of a partition's answer before they are asked

@@ -129,10 +129,23 @@ func (t *Tier) placeIn(w *writer, in *found, tp tiers.TopicPartition, ref placeh
 	return place{offset: uint64(position), chunks: []chunk{t.chunkIn(w, in, position)}, in: in}, true
 }
 
-// chunkIn is what is read to have the batch at a position.
+// chunkIn is what is read to have the batch at a position, unless a chunk that was
+// read when others were too many, or fewer, has it already.
 func (t *Tier) chunkIn(w *writer, in *found, position int64) chunk {
-	from, to := in.index.Chunk(position, t.scans.chunk())
-	return chunk{chunkKey{store: w.name, kind: segmentObject, id: in.manifest.Run, number: in.number, from: from, length: to - from}}
+	of := func(limit int64) chunk {
+		from, to := in.index.Chunk(position, limit)
+		return chunk{chunkKey{store: w.name, kind: segmentObject, id: in.manifest.Run, number: in.number, from: from, length: to - from}}
+	}
+	now := of(t.scans.chunk())
+	if t.cache.peek(now.chunkKey) != nil {
+		return now
+	}
+	for limit := range t.scans.sizes() {
+		if c := of(limit); c != now && t.cache.peek(c.chunkKey) != nil {
+			return c
+		}
+	}
+	return now
 }
 
 // knowledge is what is known of a batch without asking anybody.

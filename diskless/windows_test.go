@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // compacted makes one window of WAL objects of a store: as many segments as
@@ -580,6 +581,27 @@ func replay(t testing.TB, reader *Tier, all []*sent, atATime, given, readahead i
 		time.Sleep(30 * time.Millisecond)
 	}
 	return waited
+}
+
+// TestChunksOfAnotherSize: what was read while others read nothing is not read
+// again in smaller pieces when they do.
+func TestChunksOfAnotherSize(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(8, 1, 512<<10)
+		compacted(t, r.memory, segment.Level1, listed(t, r.memory, WALPrefix)...)
+		reader, before := r.another(Limits{CacheBytes: 32 << 20, ChunkBytes: 8 << 20}), r.lines()
+		all[0].wantReadable(reader)
+		first := gets(r, before, objstore.OpGet, segment.DataPrefix)
+		for i := range int32(100) {
+			reader.scans.note(tiers.TopicPartition{Topic: "others", Partition: i})
+		}
+		for _, s := range all {
+			s.wantReadable(reader)
+		}
+		if n := gets(r, before, objstore.OpGet, segment.DataPrefix); n != first {
+			t.Errorf("%d GETs for what %d have read already", n, first)
+		}
+	})
 }
 
 // TestReplay: a replay of a topic, or of one of many partitions, reads each byte
