@@ -77,6 +77,7 @@ type Collector struct {
 	deletes  *rate.Limiter
 	blockers blockers
 	swept    map[segment.Window]bool // windows of which no WAL object is left
+	unlike   map[pair]bool           // of which level 2 does not hold all of level 1
 
 	explaining sync.Mutex
 	alive      atomic.Int64 // unix nanoseconds of the last sign of life
@@ -146,7 +147,7 @@ func New(opt Options) *Collector {
 	if opt.Explain == nil {
 		opt.Explain = func(Object) {}
 	}
-	return &Collector{opt: opt, deletes: rate.NewLimiter(rate.Limit(opt.DeletesPerSecond), 1), swept: make(map[segment.Window]bool)}
+	return &Collector{opt: opt, deletes: rate.NewLimiter(rate.Limit(opt.DeletesPerSecond), 1), swept: make(map[segment.Window]bool), unlike: make(map[pair]bool)}
 }
 
 // Where things are in a store.
@@ -167,7 +168,8 @@ type pass struct {
 	named    map[string]struct{}
 	namedMu  sync.Mutex
 	failures atomic.Int32
-	covering map[string]struct{} // WAL objects that compacted has decided about
+	covering map[string]struct{}  // WAL objects that compacted has decided about
+	replaced map[string]ulid.ULID // segments that may go, by the run that has all of them
 }
 
 // maxFailures of reads or deletions end a pass: the store is ill.
@@ -178,7 +180,7 @@ const maxFailures = 20
 // until then.
 func (c *Collector) Pass(ctx context.Context) (*Report, error) {
 	began := time.Now()
-	p := &pass{Collector: c, named: make(map[string]struct{}), covering: make(map[string]struct{})}
+	p := &pass{Collector: c, named: make(map[string]struct{}), covering: make(map[string]struct{}), replaced: make(map[string]ulid.ULID)}
 	p.Report = Report{Store: c.opt.Name, DryRun: c.opt.DryRun, Found: make(map[Reason]Count), Doubts: make(map[string]string)}
 	err := p.run(ctx)
 	p.Took = time.Since(began)

@@ -26,6 +26,8 @@ const leftOver = max(24*time.Hour, segment.MaxRun)
 //
 //   - A segment dies when all that it holds is dead. It has the time of its
 //     manifest, which was written after all of its WAL objects.
+//   - It also dies when it is of level 1, and segments of level 2 hold all of it; see
+//     superseded.
 //   - A manifest dies when no segment of it is there any more.
 //   - A segment that no manifest names dies when it is so old that its compactor
 //     cannot be at work any more, and all that it holds is elsewhere too, or dead:
@@ -89,6 +91,8 @@ func (p *pass) compacted(ctx context.Context) error {
 		}
 		manifests[n], named[m.Run] = m, true
 	}
+	// What a window that lacks a segment covers may be nowhere else.
+	complete := slices.DeleteFunc(slices.Clone(manifests), func(m *segment.Manifest) bool { return m == nil || !allThere(m, runs[m.Run]) })
 	for run, segments := range runs {
 		if named[run] {
 			continue
@@ -98,12 +102,19 @@ func (p *pass) compacted(ctx context.Context) error {
 			o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Needed, Why: "no manifest names it yet"}
 			// What was listed is not news after a while: a manifest may be there now.
 			if whole && p.now.Sub(i.LastModified) >= max(leftOver, p.opt.MinAge) && time.Since(listed) < max(p.opt.Timing.Grace, time.Second)/2 {
-				if err := p.orphan(ctx, o, i, manifests); err != nil {
+				if err := p.orphan(ctx, o, i, complete); err != nil {
 					return err
 				}
 				continue
 			}
 			p.report(o, false)
+		}
+	}
+	for n, w := range windows {
+		if m := manifests[n]; m != nil && m.Level == segment.Level2 && p.now.Sub(w.info.LastModified) >= p.opt.Timing.Grace {
+			if err := p.superseded(ctx, m, manifests, runs); err != nil {
+				return err
+			}
 		}
 	}
 	for n, w := range windows {
@@ -230,7 +241,7 @@ func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests 
 // which no manifest stands either.
 func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*segment.Manifest) (only ulid.ULID, err error) {
 	for _, id := range f.Objects() {
-		if slices.ContainsFunc(manifests, func(m *segment.Manifest) bool { return m != nil && m.Window().Spans(id) && m.Covers(id) }) {
+		if slices.ContainsFunc(manifests, func(m *segment.Manifest) bool { return m.Window().Spans(id) && m.Covers(id) }) {
 			continue
 		}
 		if err := p.mayGoOn(ctx); err != nil {
@@ -276,13 +287,18 @@ func (p *pass) segment(ctx context.Context, m *segment.Manifest, manifest objsto
 		}
 	}
 	id := segmentID(m.Run, n)
-	if known, ok := p.blockers.get(id); ok && p.keeps(&o, known) {
-		p.name(known.topic)
+	if n >= len(m.Segments) {
+		o.Reason, o.Why = Unknown, "its manifest does not name it"
 		p.report(o, false)
 		return nil
 	}
-	if n >= len(m.Segments) {
-		o.Reason, o.Why = Unknown, "its manifest does not name it"
+	if into, ok := p.replaced[i.Key]; ok && p.now.Sub(o.Time) >= p.opt.MinAge {
+		o.Reason, o.Why = Dead, fmt.Sprintf("segments of run %s hold all of it", into)
+		p.blockers.forget(id)
+		return p.delete(ctx, o)
+	}
+	if known, ok := p.blockers.get(id); ok && p.keeps(&o, known) {
+		p.name(known.topic)
 		p.report(o, false)
 		return nil
 	}
@@ -333,6 +349,140 @@ func (c *contents) add(object ulid.ULID, topic string, partition int32, offset u
 	for i := range c.sum {
 		c.sum[i] += binary.BigEndian.Uint64(sum[8*i:])
 	}
+}
+
+func (c *contents) addEntry(e *segment.Entry) {
+	c.add(e.Object, e.Topic, e.Partition, e.ObjectOffset, e.Length, e.Records, e.ProducerID, e.ProducerEpoch, e.BaseSequence, e.CRC)
+}
+
+// allThere reports whether a window's segments are all listed, as large as it says.
+func allThere(m *segment.Manifest, there map[int]objstore.Info) bool {
+	for n := range m.Segments {
+		if i, ok := there[n]; !ok || i.Size != m.Segments[n].Size {
+			return false
+		}
+	}
+	return true
+}
+
+// slice is the batches of a partition in the segments of a run.
+type slice struct {
+	run ulid.ULID
+	at  segment.Place
+}
+
+// pair is two runs, of level 1 and of level 2.
+type pair struct{ from, into ulid.ULID }
+
+// superseded notes which segments of level 1 may go because a window of level 2
+// holds all of them: of each partition in such a segment, what all segments of its
+// own window hold is what the window of level 2 holds of the same WAL objects,
+// where readers look for it.
+//
+// Every doubt keeps them: a segment of level 2 that is not listed as it should be
+// or cannot be read, and a WAL object that the window of level 2 does not cover. A
+// segment of level 1 that is gone leaves its neighbours with less than level 2 has,
+// so they stay if they share a partition.
+func (p *pass) superseded(ctx context.Context, into *segment.Manifest, manifests []*segment.Manifest, runs map[ulid.ULID]map[int]objstore.Info) error {
+	var parts []*segment.Manifest
+	window := into.Window()
+	for _, m := range manifests {
+		if m == nil || m.Level != segment.Level1 || p.unlike[pair{m.Run, into.Run}] || !window.Spans(m.Window().First) || !window.Spans(m.Window().Last) {
+			continue
+		}
+		old := func(i objstore.Info) bool { return p.now.Sub(i.LastModified) >= p.opt.MinAge }
+		if !slices.ContainsFunc(slices.Collect(maps.Values(runs[m.Run])), old) {
+			continue
+		}
+		if !slices.ContainsFunc(m.Objects, func(o segment.Object) bool { return !into.Covers(o.ID) }) {
+			parts = append(parts, m)
+		}
+	}
+	if len(parts) == 0 || !allThere(into, runs[into.Run]) {
+		return nil
+	}
+	covering := make(map[ulid.ULID][]ulid.ULID) // WAL objects: by which runs of level 1
+	for _, m := range parts {
+		for _, o := range m.Objects {
+			covering[o.ID] = append(covering[o.ID], m.Run)
+		}
+	}
+	held, own := make(map[slice]contents), make(map[slice]contents)
+	enter := func(in map[slice]contents, at slice, e *segment.Entry) {
+		c := in[at]
+		c.addEntry(e)
+		in[at] = c
+	}
+	read := func(m *segment.Manifest, n int) (*segment.Footer, error) {
+		if err := p.mayGoOn(ctx); err != nil {
+			return nil, err
+		}
+		f, err := m.ReadFooter(ctx, p.opt.Store, n)
+		p.count(&p.Requests.Gets)
+		if err == nil || ctx.Err() != nil {
+			return f, ctx.Err()
+		}
+		if !errors.Is(err, objstore.ErrNotFound) && !errors.Is(err, segment.ErrGarbled) {
+			p.failures.Add(1)
+		}
+		return nil, nil // segment says what is wrong with it
+	}
+	for n := range into.Segments {
+		f, err := read(into, n)
+		if err != nil || f == nil {
+			return err
+		}
+		for e := range f.Entries() {
+			at := segment.Place{Topic: e.Topic, Partition: e.Partition}
+			if at.Compare(into.Segments[n].First) < 0 || at.Compare(into.Segments[n].Last) > 0 {
+				continue // readers would not look for it here
+			}
+			for _, run := range covering[e.Object] {
+				enter(held, slice{run, at}, &e)
+			}
+		}
+	}
+	type part struct {
+		m      *segment.Manifest
+		n      int
+		places map[segment.Place]struct{}
+	}
+	var segments []part
+	unread := make(map[ulid.ULID]bool)
+	for _, m := range parts {
+		for n := range m.Segments {
+			if _, ok := runs[m.Run][n]; !ok {
+				continue
+			}
+			f, err := read(m, n)
+			if err != nil {
+				return err
+			}
+			if f == nil {
+				unread[m.Run] = true
+				continue
+			}
+			s := part{m, n, make(map[segment.Place]struct{})}
+			for e := range f.Entries() {
+				at := segment.Place{Topic: e.Topic, Partition: e.Partition}
+				s.places[at] = struct{}{}
+				enter(own, slice{m.Run, at}, &e)
+			}
+			segments = append(segments, s)
+		}
+	}
+	for _, s := range segments {
+		same := true
+		for at := range s.places {
+			same = same && own[slice{s.m.Run, at}] == held[slice{s.m.Run, at}]
+		}
+		if same {
+			p.replaced[s.m.Key(s.n)] = into.Run
+		} else if !unread[s.m.Run] {
+			p.unlike[pair{s.m.Run, into.Run}] = true
+		}
+	}
+	return nil
 }
 
 // covered deletes the WAL objects whose batches are all in segments.
@@ -390,7 +540,7 @@ func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objsto
 				c = &contents{}
 				held[e.Object] = c
 			}
-			c.add(e.Object, e.Topic, e.Partition, e.ObjectOffset, e.Length, e.Records, e.ProducerID, e.ProducerEpoch, e.BaseSequence, e.CRC)
+			c.addEntry(&e)
 		}
 	}
 	for _, i := range objects {

@@ -18,8 +18,13 @@ import (
 // so long ago.
 func (r *rig) compact(age time.Duration, alter func(*segment.Entry), keys ...string) (*segment.Manifest, []string) {
 	r.t.Helper()
+	return r.compactTo(segment.Level1, age, alter, keys...)
+}
+
+func (r *rig) compactTo(level segment.Level, age time.Duration, alter func(*segment.Entry), keys ...string) (*segment.Manifest, []string) {
+	r.t.Helper()
 	slices.Sort(keys)
-	m := &segment.Manifest{Level: segment.Level1, Run: ulid.MustNew(ulid.Timestamp(time.Now().Add(-age)), ulid.DefaultEntropy())}
+	m := &segment.Manifest{Level: level, Run: ulid.MustNew(ulid.Timestamp(time.Now().Add(-age)), ulid.DefaultEntropy())}
 	of := make(map[string][]segment.Entry)
 	for _, key := range keys {
 		body, err := r.store.Get(r.t.Context(), key, 0, -1)
@@ -296,5 +301,228 @@ func TestSegmentThatReadersDoNotLookInto(t *testing.T) {
 	r.passes(3)
 	if !r.has(keys[0]) {
 		t.Fatal("deleted")
+	}
+}
+
+// TestMergedSegments go when those into which they were merged have been there for
+// long enough; what they held is then in those.
+func TestMergedSegments(t *testing.T) {
+	r := newRig(t)
+	keys := r.objectsOfOneHour(4, "kept", "other")
+	one, dataOne := r.compact(22*time.Hour, nil, keys[:2]...)
+	two, dataTwo := r.compact(22*time.Hour, nil, keys[2:]...)
+	into, data := r.compactTo(segment.Level2, 20*time.Hour, nil, keys...)
+	late := r.objectsOfOneHour(1, "kept")
+	lone, dataLone := r.compact(22*time.Hour, nil, late...)
+	r.opt.DryRun = true
+	r.passes(1)
+	for _, key := range append(dataOne, dataTwo...) {
+		if i := slices.IndexFunc(r.said, func(o Object) bool { return o.Key == key }); i < 0 || r.said[i].Reason != Dead || !r.has(key) {
+			t.Fatalf("of %s is said: %v", key, r.said)
+		}
+	}
+	r.opt.DryRun = false
+	aged := r.store.aged[dataOne[0]]
+	r.store.aged[dataOne[0]] = time.Now()
+	r.passes(1)
+	if !r.has(dataOne[0]) || r.has(dataOne[1]) {
+		t.Errorf("the young one: %v, the old one: %v", r.has(dataOne[0]), r.has(dataOne[1]))
+	}
+	r.store.aged[dataOne[0]] = aged
+	r.passes(2)
+	for _, key := range append(append(dataOne, dataTwo...), one.Window().Key(), two.Window().Key()) {
+		if r.has(key) {
+			t.Errorf("%s is kept, although level 2 holds all of it", key)
+		}
+	}
+	for _, key := range append(append(data, dataLone...), into.Window().Key(), lone.Window().Key()) {
+		if !r.has(key) {
+			t.Errorf("%s is gone", key)
+		}
+	}
+	for _, key := range keys {
+		if r.has(key) {
+			t.Errorf("%s is kept, although segments hold all of it", key)
+		}
+	}
+	r.passes(3)
+	r.retain("kept", "other")
+	r.passes(5)
+	if r.has(data[0]) || r.has(data[1]) || r.has(into.Window().Key()) {
+		t.Error("level 2 is kept although nothing refers to it")
+	}
+}
+
+// TestMergedSegmentsStayInDoubt. In each case something is not as it should be with
+// what level 2 has of the first window; that of the second is sound in some.
+func TestMergedSegmentsStayInDoubt(t *testing.T) {
+	type merged struct {
+		*rig
+		m    *segment.Manifest
+		data []string
+		one  []string // data of level 1
+	}
+	whole := func(alter func(*segment.Entry)) func(r *rig, keys []string) (*segment.Manifest, []string) {
+		return func(r *rig, keys []string) (*segment.Manifest, []string) {
+			first := ulid.MustParse(strings.TrimPrefix(keys[0], walPrefix))
+			return r.compactTo(segment.Level2, 20*time.Hour, func(e *segment.Entry) {
+				if alter != nil && e.Object == first {
+					alter(e)
+				}
+			}, keys...)
+		}
+	}
+	get := func(key string, err error) func(op objstore.Op, k string) objstore.Fault {
+		return func(op objstore.Op, k string) objstore.Fault {
+			if op == objstore.OpGet && k == key {
+				return objstore.Fault{Err: err}
+			}
+			return objstore.Fault{}
+		}
+	}
+	rewrite := func(r merged, m *segment.Manifest) {
+		body, err := m.Encode()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		_ = r.store.Put(r.t.Context(), m.Window().Key(), body)
+	}
+	put := func(r merged, key string, change func([]byte) []byte) {
+		b, err := r.store.Get(r.t.Context(), key, 0, -1)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		_ = r.store.Put(r.t.Context(), key, change(b))
+	}
+	for name, c := range map[string]struct {
+		make   func(r *rig, keys []string) (*segment.Manifest, []string)
+		harm   func(r merged)
+		second bool // the second window's may go
+		half   bool // one topic's may go
+		fails  bool // the pass may
+	}{
+		"crc":      {make: whole(func(e *segment.Entry) { e.CRC++ }), second: true},
+		"records":  {make: whole(func(e *segment.Entry) { e.Records++ }), second: true},
+		"sequence": {make: whole(func(e *segment.Entry) { e.BaseSequence++ }), second: true},
+		"offset":   {make: whole(func(e *segment.Entry) { e.ObjectOffset++ }), second: true},
+		"producer": {make: whole(func(e *segment.Entry) { e.ProducerID = 9 }), second: true},
+		"epoch":    {make: whole(func(e *segment.Entry) { e.ProducerEpoch = 9 }), second: true},
+		"an object that is not covered": {make: func(r *rig, keys []string) (*segment.Manifest, []string) {
+			return r.compactTo(segment.Level2, 20*time.Hour, nil, keys[1:]...)
+		}, second: true},
+		"an object that the manifest does not name": {make: func(r *rig, keys []string) (*segment.Manifest, []string) {
+			m, data := whole(nil)(r, keys)
+			m.Objects = slices.Delete(m.Objects, 1, 2)
+			rewrite(merged{rig: r}, m)
+			return m, data
+		}, second: true},
+		"no manifest":            {harm: func(r merged) { _ = r.store.Delete(r.t.Context(), r.m.Window().Key()) }},
+		"a manifest that is cut": {harm: func(r merged) { put(r, r.m.Window().Key(), func(b []byte) []byte { return b[:20] }) }},
+		"a manifest of a version to come": {harm: func(r merged) {
+			put(r, r.m.Window().Key(), func(b []byte) []byte { b = slices.Clone(b); b[len(b)-8]++; return b })
+		}},
+		"a manifest that the store does not give": {harm: func(r merged) { r.faulty.Decide(get(r.m.Window().Key(), objstore.ErrUnavailable)) }},
+		"a manifest of just now":                  {harm: func(r merged) { r.opt.Timing.Grace = time.Hour; r.store.aged[r.m.Window().Key()] = time.Now() }},
+		"a manifest that is not listed":           {harm: func(r merged) { r.store.hidden = segment.WindowsPrefix + "2/" }},
+		"segments that are not listed":            {harm: func(r merged) { r.store.hidden = segment.DataPrefix + r.m.Run.String() }, fails: true},
+		"a segment that is not listed":            {harm: func(r merged) { r.store.hidden = r.data[1] }},
+		"a segment that is missing":               {harm: func(r merged) { _ = r.store.Delete(r.t.Context(), r.data[1]) }},
+		"a segment that is cut":                   {harm: func(r merged) { put(r, r.data[0], func(b []byte) []byte { return b[:len(b)-1] }) }},
+		"a segment that is longer":                {harm: func(r merged) { put(r, r.data[0], func(b []byte) []byte { return append(slices.Clone(b), 0) }) }},
+		"a footer that is damaged": {harm: func(r merged) {
+			put(r, r.data[0], func(b []byte) []byte { b = slices.Clone(b); b[len(b)-20] ^= 1; return b })
+		}},
+		"a segment that the store does not give": {harm: func(r merged) { r.faulty.Decide(get(r.data[0], objstore.ErrUnavailable)) }},
+		"a segment that readers do not look into": {harm: func(r merged) {
+			r.m.Segments[0].First.Topic, r.m.Segments[0].Last.Topic = "l", "l"
+			rewrite(r, r.m)
+		}, half: true},
+		"segments of level 1 of just now": {harm: func(r merged) {
+			for _, key := range r.one {
+				r.store.aged[key] = time.Now()
+			}
+		}, second: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			keys := r.objectsOfOneHour(4, "kept", "other")
+			if c.make == nil {
+				c.make = whole(nil)
+			}
+			m, one := r.compact(22*time.Hour, nil, keys[:2]...)
+			_, two := r.compact(22*time.Hour, nil, keys[2:]...)
+			x := merged{rig: r, one: one}
+			x.m, x.data = c.make(r, keys)
+			if c.harm != nil {
+				c.harm(x)
+			}
+			for range 4 {
+				if _, err := r.pass(); err != nil && !c.fails {
+					t.Fatal(err)
+				}
+			}
+			r.faulty.Decide(nil)
+			there := func(keys []string) (n int) {
+				for _, key := range keys {
+					if r.has(key) {
+						n++
+					}
+				}
+				return n
+			}
+			if c.half { // of the topics
+				if there(one) != 1 || there(two) != 1 {
+					t.Errorf("%d and %d segments of level 1 are left", there(one), there(two))
+				}
+				return
+			}
+			if there(one) != len(one) || !r.has(m.Window().Key()) {
+				t.Errorf("%d of %d segments of level 1 are left, the manifest: %v", there(one), len(one), r.has(m.Window().Key()))
+			}
+			if c.second != (there(two) == 0) {
+				t.Errorf("%d of the second window's %d segments are left", there(two), len(two))
+			}
+		})
+	}
+}
+
+// TestMergedSegmentsThatLackOne: where one was lost, its neighbour with the same
+// partition stays, for nobody can say any more what the other one held.
+func TestMergedSegmentsThatLackOne(t *testing.T) {
+	r := newRig(t)
+	keys := r.objectsOfOneHour(2, "kept", "other")
+	_, one := r.compact(22*time.Hour, nil, keys[0])
+	_, two := r.compact(22*time.Hour, nil, keys[1])
+	r.compactTo(segment.Level2, 20*time.Hour, nil, keys...)
+	if err := r.store.Delete(t.Context(), one[0]); err != nil {
+		t.Fatal(err)
+	}
+	r.passes(2)
+	for _, key := range append(one[1:], two...) {
+		if r.has(key) {
+			t.Errorf("%s is kept", key)
+		}
+	}
+}
+
+// TestOrphanOfAMergeThatLacksASegment: what level 2 covers is not there for certain
+// when one of its segments is not.
+func TestOrphanOfAMergeThatLacksASegment(t *testing.T) {
+	for _, lacks := range []bool{true, false} {
+		r := newRig(t)
+		r.opt.Timing.Grace = 100 * time.Millisecond
+		keys := r.objectsOfOneHour(2, "kept", "other")
+		lost := r.lose(r.compact(30*time.Hour, nil, keys...))
+		_, data := r.compactTo(segment.Level2, 28*time.Hour, nil, keys...)
+		for _, key := range keys {
+			_ = r.store.Delete(t.Context(), key)
+		}
+		if lacks {
+			_ = r.store.Delete(t.Context(), data[0])
+		}
+		r.passes(2)
+		if r.has(lost) != lacks {
+			t.Errorf("level 2 lacks a segment: %v; the one that it may be the only copy of is there: %v", lacks, r.has(lost))
+		}
 	}
 }
