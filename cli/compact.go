@@ -28,7 +28,8 @@ elsewhere, or at once. It shares the work with all others that do it, may be
 interrupted or killed at any time, and deletes no WAL object.
 
 The limits are those of the section compaction in the configuration. With --once it
-ends when everything that is older than compaction.min_age is compacted. Exit codes
+ends when everything that is older than compaction.min_age is compacted, and merged if
+compaction.merge says so. Exit codes
 of --once: 0 it is, but for what others work on, 1 it is not.`
 
 func newCompact() *cobra.Command {
@@ -123,6 +124,9 @@ func compact(cmd *cobra.Command, path, metrics string, once bool) error {
 
 func waiting(p compactor.Progress) string {
 	var notes []string
+	if p.Merged > 0 {
+		notes = append(notes, fmt.Sprintf("%s merged into larger segments.", counted(int64(p.Merged), "window")))
+	}
 	if p.Waiting > 0 {
 		notes = append(notes, fmt.Sprintf("Others work on %s.", counted(int64(p.Waiting), "window")))
 	}

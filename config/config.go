@@ -165,6 +165,7 @@ type Placeholders struct {
 type Compaction struct {
 	Enabled           bool          // in every replica; sluice compact does it all the same
 	Window            time.Duration // of time that is compacted as one
+	Merge             time.Duration // of time whose windows are merged; 0 is never
 	MinAge            time.Duration // since the end of a window; what is older is read from segments
 	MemoryBytes       int64
 	SegmentBytes      int64

@@ -142,6 +142,7 @@ func schema() []key {
 
 		{path: "compaction.enabled", kind: kindFlag, def: "true", field: func(t target) any { return &t.Compaction.Enabled }},
 		{path: "compaction.window", kind: kindDuration, def: "10m", from: "1s", to: "1h", field: func(t target) any { return &t.Compaction.Window }},
+		{path: "compaction.merge", kind: kindDuration, def: "0s", from: "0s", to: "1h", metric: "sluice_compaction_merges_total", field: func(t target) any { return &t.Compaction.Merge }},
 		{path: "compaction.min_age", kind: kindDuration, def: "12m", from: "1s", to: "168h", metric: "sluice_compaction_behind_seconds", field: func(t target) any { return &t.Compaction.MinAge }},
 		{path: "compaction.memory_bytes", kind: kindSize, derived: "a sixteenth of `limits.memory_bytes`, at least two objects", from: "1MiB", to: "1TiB", metric: "sluice_memory_limit_bytes", field: func(t target) any { return &t.Compaction.MemoryBytes }},
 		{path: "compaction.segment_bytes", kind: kindSize, def: "64MiB", from: "64KiB", to: "1GiB", metric: "sluice_compaction_segments_total", field: func(t target) any { return &t.Compaction.SegmentBytes }},

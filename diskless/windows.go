@@ -486,16 +486,26 @@ func (t *Tier) readOnIn(w *writer, in *found, position int64) {
 	}
 }
 
-// nextWindow is the one that begins behind a window's end, in its folder or in the
-// next.
+// nextWindow is the one that begins behind a window's end, of either level: of those
+// that begin with the same object, a reader looks into that of level 2.
 func (t *Tier) nextWindow(w *writer, after segment.Window) (next segment.Window, ok bool) {
+	for _, level := range []segment.Level{segment.Level2, segment.Level1} {
+		if one, found := t.nextOf(w, level, after); found && (!ok || one.First.Compare(next.First) < 0) {
+			next, ok = one, true
+		}
+	}
+	return next, ok
+}
+
+// nextOf is the one of a level, in the folder of a window's end or in the next.
+func (t *Tier) nextOf(w *writer, level segment.Level, after segment.Window) (next segment.Window, ok bool) {
 	at := after.Last.Timestamp()
 	for range 2 {
 		if time.Since(at) < t.limits.SegmentAge {
 			return next, false
 		}
 		for _, age := range []time.Duration{math.MaxInt64, seldom} {
-			f, err := t.folder(t.ctx, w, segment.FolderPrefix(after.Level, at), age, false)
+			f, err := t.folder(t.ctx, w, segment.FolderPrefix(level, at), age, false)
 			if err != nil {
 				return next, false
 			}
@@ -503,7 +513,7 @@ func (t *Tier) nextWindow(w *writer, after segment.Window) (next segment.Window,
 				return next, true
 			}
 		}
-		at = at.Add(after.Level.Span()).Truncate(after.Level.Span())
+		at = at.Add(level.Span()).Truncate(level.Span())
 	}
 	return next, false
 }

@@ -659,6 +659,35 @@ func TestReplay(t *testing.T) {
 	})
 }
 
+// TestReadAheadAcrossLevels: behind a window of level 1 comes what was merged, not what
+// it was merged of, and the other way round.
+func TestReadAheadAcrossLevels(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(40, 1, 40_000)
+		objects := listed(t, r.memory, WALPrefix)
+		var parts [4][]string
+		for i := range parts {
+			_, parts[i] = compacted(t, r.memory, segment.Level1, objects[i*10:(i+1)*10]...)
+		}
+		_, merged := compacted(t, r.memory, segment.Level2, objects[10:30]...)
+		remove(t, r.memory, objects...)
+		before := r.lines()
+		replay(t, r.another(Limits{}), all, 1, 1, 2)
+		for i, want := range []int{1, 0, 0, 1} {
+			n := 0
+			for _, key := range parts[i] {
+				n += gets(r, before, objstore.OpGet, key)
+			}
+			if (n > 0) != (want > 0) {
+				t.Errorf("%d GETs of the %d. window of level 1", n, i+1)
+			}
+		}
+		if n := gets(r, before, objstore.OpGet, merged[0]); n == 0 {
+			t.Error("nothing was read of level 2")
+		}
+	})
+}
+
 // TestReplayOfLargePartitions: partitions whose chunks do not fit into memory
 // together are read in smaller ones. That they do not fit is known when some have
 // been read; from then on each byte is read once.

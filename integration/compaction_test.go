@@ -2,9 +2,12 @@ package integration
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/compactor"
+	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
 	"github.com/sluice-kafka/sluice/harness"
@@ -22,12 +26,12 @@ import (
 )
 
 func TestCompactedDataReadsBack(t *testing.T) {
-	compactedDataReadsBack(t, 3, 8, 24<<20)
+	compactedDataReadsBack(t, 3, 8, 24<<20, 0)
 }
 
 func TestLongCompactedDataOfAThousandPartitionsReadsBack(t *testing.T) {
 	harness.Long(t)
-	compactedDataReadsBack(t, 10, 100, 256<<20)
+	compactedDataReadsBack(t, 10, 100, 256<<20, 10*time.Second)
 }
 
 const compactedRecord = 1 << 10
@@ -43,8 +47,9 @@ func compactedValue(id uint64) []byte {
 
 // compactedDataReadsBack writes to many partitions, has a compactor killed in the
 // middle and another finish, takes the WAL objects away, and reads everything
-// through a replica that has nothing in memory.
-func compactedDataReadsBack(t *testing.T, topics, partitions, size int) {
+// through a replica that has nothing in memory. With merge, what is compacted is then
+// merged, collected, and read again.
+func compactedDataReadsBack(t *testing.T, topics, partitions, size int, merge time.Duration) {
 	k := sharedKafka(t)
 	const quick = "compaction: { enabled: false, window: 1s, min_age: 1s, memory_bytes: 128MiB"
 	classes := "\nclasses:\n  telemetry: { linger: 50ms, object_size: 4MiB, store: default }\n"
@@ -111,10 +116,11 @@ func compactedDataReadsBack(t *testing.T, topics, partitions, size int) {
 	reg := prometheus.NewRegistry()
 	limits := server.CompactionLimits(cfg.Compaction)
 	limits.BytesPerSecond, limits.RequestsPerSecond, limits.ClaimTimeout = 0, 10_000, 2*time.Second
-	c := compactor.New(compactor.Options{
+	opt := compactor.Options{
 		Store: objstore.NewMetered(store, "default", meters), Name: "default", Retention: writer.Cluster().Retention, Limits: limits,
 		Logger: zerolog.New(zerolog.NewTestWriter(t)).Level(zerolog.WarnLevel), Metrics: compactor.NewMetrics(reg),
-	})
+	}
+	c := compactor.New(opt)
 	eventually(t, "all is compacted", func() (bool, string) {
 		if err := c.Pass(t.Context()); err != nil {
 			t.Fatal(err)
@@ -153,39 +159,122 @@ func compactedDataReadsBack(t *testing.T, topics, partitions, size int) {
 		}
 	}
 
-	cold := r
-	cold.Port = harness.Ports(t, replicaPorts)
-	reader := startSluice(t, cold)
-	started := time.Now()
-	seen := make([]bool, records)
-	for _, rec := range consumed(t, reader.Bootstrap, records, []kgo.Opt{kgo.FetchMaxBytes(32 << 20)}, names...) {
-		if len(rec.Value) != compactedRecord {
-			t.Fatalf("%d bytes", len(rec.Value))
-		}
-		id := binary.BigEndian.Uint64(rec.Value)
-		if id >= uint64(records) || seen[id] || !bytes.Equal(rec.Value, compactedValue(id)) {
-			t.Fatalf("%s-%d at %d: record %d is wrong, or came twice", rec.Topic, rec.Partition, rec.Offset, id)
-		}
-		seen[id] = true
-	}
-	took := time.Since(started)
-	for id, ok := range seen {
-		if !ok {
-			t.Fatalf("record %d is missing", id)
-		}
-	}
-	if n := reader.metric(t, "sluice_diskless_segment_fallbacks_total"); n > 0 {
-		t.Errorf("%v times a segment did not do", n)
-	}
-	gets, lookups := reader.metric(t, "sluice_diskless_chunk_gets_total"), reader.metric(t, "sluice_diskless_segment_lookups_total")
-	read := reader.metric(t, "sluice_objstore_bytes_total", "op", "get")
-	hydrated := reader.metric(t, "sluice_diskless_hydrated_bytes_total")
 	gb := float64(size) / 1e9
 	t.Logf("%d partitions, %d MiB in %d WAL objects (%d bytes): %d windows, %d segments of %d bytes, %.4f of the WAL objects'; %.0f PUTs and %.0f GETs per GB compacted",
 		topics*partitions, size>>20, len(wal), walBytes, len(after), named, segmentBytes, float64(segmentBytes)/float64(walBytes),
 		float64(named+len(after))/gb, float64(len(wal))/gb)
-	t.Logf("replay in %v: %.0f GETs of payload and %.0f lookups per GB; %.3f bytes read for a byte given", took.Round(time.Millisecond), gets/gb, lookups/gb, read/hydrated)
-	if ratio := read / hydrated; ratio > 1.15 {
-		t.Errorf("a replay read each byte %.2f times", ratio)
+	replay := func() {
+		t.Helper()
+		cold := r
+		cold.Port = harness.Ports(t, replicaPorts)
+		reader := startSluice(t, cold)
+		started := time.Now()
+		seen := make([]bool, records)
+		for _, rec := range consumed(t, reader.Bootstrap, records, []kgo.Opt{kgo.FetchMaxBytes(32 << 20)}, names...) {
+			if len(rec.Value) != compactedRecord {
+				t.Fatalf("%d bytes", len(rec.Value))
+			}
+			id := binary.BigEndian.Uint64(rec.Value)
+			if id >= uint64(records) || seen[id] || !bytes.Equal(rec.Value, compactedValue(id)) {
+				t.Fatalf("%s-%d at %d: record %d is wrong, or came twice", rec.Topic, rec.Partition, rec.Offset, id)
+			}
+			seen[id] = true
+		}
+		took := time.Since(started)
+		for id, ok := range seen {
+			if !ok {
+				t.Fatalf("record %d is missing", id)
+			}
+		}
+		if n := reader.metric(t, "sluice_diskless_segment_fallbacks_total"); n > 0 {
+			t.Errorf("%v times a segment did not do", n)
+		}
+		gets, lookups := reader.metric(t, "sluice_diskless_chunk_gets_total"), reader.metric(t, "sluice_diskless_segment_lookups_total")
+		read := reader.metric(t, "sluice_objstore_bytes_total", "op", "get")
+		hydrated := reader.metric(t, "sluice_diskless_hydrated_bytes_total")
+		t.Logf("replay in %v: %.0f GETs of payload and %.0f lookups per GB; %.3f bytes read for a byte given", took.Round(time.Millisecond), gets/gb, lookups/gb, read/hydrated)
+		if ratio := read / hydrated; ratio > 1.15 {
+			t.Errorf("a replay read each byte %.2f times", ratio)
+		}
+		if merge == 0 {
+			return
+		}
+		// One partition by itself.
+		cold.Port = harness.Ports(t, replicaPorts)
+		reader = startSluice(t, cold)
+		one := client(t, reader.Bootstrap, kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{names[0]: {0: kgo.NewOffset().AtStart()}}), kgo.FetchIsolationLevel(kgo.ReadUncommitted()))
+		for got, want := 0, records/topics/partitions; got < want-64; {
+			f := one.PollFetches(t.Context())
+			if err := f.Err(); err != nil {
+				t.Fatal(err)
+			}
+			got += f.NumRecords()
+		}
+		t.Logf("one partition of %d: %.0f GETs of payload, %.0f lookups; %.2f bytes read for a byte given", topics*partitions,
+			reader.metric(t, "sluice_diskless_chunk_gets_total"), reader.metric(t, "sluice_diskless_segment_lookups_total"),
+			reader.metric(t, "sluice_objstore_bytes_total", "op", "get")/reader.metric(t, "sluice_diskless_hydrated_bytes_total"))
 	}
+	replay()
+	if merge == 0 {
+		return
+	}
+	time.Sleep(merge) // the last slice of time
+	opt.Limits.Merge = merge
+	recording := &counted{Store: store}
+	opt.Store = recording
+	opt.Metrics = nil
+	c = compactor.New(opt)
+	before := cpuSeconds(t)
+	if err := c.Pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cpu := cpuSeconds(t) - before
+	p := c.Progress()
+	mergedGB := float64(p.Read) / 1e9
+	t.Logf("%d windows merged, %.0f %% of the bytes: %.0f GETs, %.0f PUTs and %.2f CPU s (of this process) for a GB", p.Merged, 100*float64(p.Read)/float64(size), float64(recording.gets.Load())/mergedGB, float64(recording.puts.Load())/mergedGB, cpu/mergedGB)
+	collector := gc.New(gc.Options{Name: "test", Store: store, Kafka: writer.Cluster(), Timing: hasty, MinAge: time.Second, DeletesPerSecond: 10_000, Logger: zerolog.New(zerolog.NewTestWriter(t))})
+	eventually(t, "what was merged is collected", func() (bool, string) {
+		if _, err := collector.Pass(t.Context()); err != nil {
+			return false, err.Error()
+		}
+		left, _ := listed(segment.LevelPrefix(segment.Level1))
+		return len(left) <= len(after)-p.Merged, fmt.Sprintf("%d windows of level 1 of %d, %d merged", len(left), len(after), p.Merged)
+	})
+	replay()
+	fsckOf(t, 0, "-c", file, "--rate", "0", "--fetches", "0")
+	mended := fsckOf(t, 0, "-c", file, "--rate", "0", "--fetches", "0", "--repair", "--dry-run")
+	if len(mended.Fixes) > 0 {
+		t.Errorf("a repair would %+v", mended.Fixes)
+	}
+}
+
+// counted counts requests.
+type counted struct {
+	objstore.Store
+	gets, puts atomic.Int64
+}
+
+func (c *counted) Get(ctx context.Context, key string, offset, length int64) ([]byte, error) {
+	c.gets.Add(1)
+	return c.Store.Get(ctx, key, offset, length)
+}
+
+func (c *counted) Put(ctx context.Context, key string, body []byte) error {
+	c.puts.Add(1)
+	return c.Store.Put(ctx, key, body)
+}
+
+func (c *counted) PutIfAbsent(ctx context.Context, key string, body []byte) error {
+	c.puts.Add(1)
+	return c.Store.PutIfAbsent(ctx, key, body)
+}
+
+// cpuSeconds is what this process has used.
+func cpuSeconds(t *testing.T) float64 {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }

@@ -18,7 +18,7 @@ const (
 // CompactionLimits are those of a configuration.
 func CompactionLimits(c config.Compaction) compactor.Limits {
 	return compactor.Limits{
-		Window: c.Window, MinAge: c.MinAge, MemoryBytes: c.MemoryBytes, SegmentBytes: c.SegmentBytes,
+		Window: c.Window, Merge: c.Merge, MinAge: c.MinAge, MemoryBytes: c.MemoryBytes, SegmentBytes: c.SegmentBytes,
 		BytesPerSecond: c.BytesPerSecond, RequestsPerSecond: c.RequestsPerSecond,
 	}
 }

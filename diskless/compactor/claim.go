@@ -21,7 +21,9 @@ type claim struct {
 	renewed time.Time
 }
 
-func claimKey(w window) string { return segment.ClaimsPrefix + w.start.Format("20060102T150405") }
+func claimKey(start time.Time) string { return segment.ClaimsPrefix + start.Format("20060102T150405") }
+
+func mergeClaimKey(start time.Time) string { return claimKey(start) + "-merge" }
 
 // beatPrefix is where a compactor asks for the store's time.
 const beatPrefix = segment.ClaimsPrefix + "beat-"
@@ -32,8 +34,8 @@ func (c *Compactor) body(cl *claim) []byte {
 }
 
 // claim takes a window, unless another compactor has it and shows signs of life.
-func (c *Compactor) claim(ctx context.Context, w window) (bool, error) {
-	cl := &claim{Worker: c.worker, key: claimKey(w), renewed: time.Now()}
+func (c *Compactor) claim(ctx context.Context, key string) (bool, error) {
+	cl := &claim{Worker: c.worker, key: key, renewed: time.Now()}
 	if err := c.wait(ctx, 0); err != nil {
 		return false, err
 	}

@@ -7,7 +7,8 @@
 // names. A window is compacted in one or more parts, each as large as the memory
 // allows; each part is a run of its own that writes segments first and its
 // manifest last. So a crash at any point leaves the WAL objects, and at most
-// segments that no manifest names.
+// segments that no manifest names. What several windows hold may then be merged, by
+// runs like that.
 package compactor
 
 import (
@@ -30,10 +31,11 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/segment"
 )
 
-// Limits bound what compaction takes. Every zero value but that of
+// Limits bound what compaction takes. Every zero value but those of Merge and
 // BytesPerSecond is replaced by DefaultLimits'.
 type Limits struct {
 	Window            time.Duration // a slice of time that is compacted as one, at most an hour
+	Merge             time.Duration // a slice of time whose windows are merged, at most an hour; 0 is never
 	MinAge            time.Duration // how long ago a window must have ended
 	MemoryBytes       int64         // payloads in memory, all that it takes together
 	SegmentBytes      int64         // what a segment grows to; no more than a quarter of the memory
@@ -72,6 +74,7 @@ func (l Limits) withDefaults() Limits {
 	l.ClaimTimeout = cmp.Or(l.ClaimTimeout, d.ClaimTimeout)
 	l.Rescan = cmp.Or(l.Rescan, d.Rescan)
 	l.Window = min(l.Window, segment.Level1.Span())
+	l.Merge = min(l.Merge, segment.Level1.Span())
 	l.SegmentBytes = min(l.SegmentBytes, l.MemoryBytes/4)
 	return l
 }
@@ -102,6 +105,7 @@ type Progress struct {
 	Window  time.Time // the beginning of the one that was looked at last
 	Objects int       // WAL objects that were looked at, compacted before or not
 	Windows int       // manifests written
+	Merged  int       // windows that were merged
 	Read    int64     // bytes of WAL objects
 	Written int64     // bytes of segments
 	Waiting int       // windows that others work on
@@ -122,6 +126,9 @@ type Compactor struct {
 	folders   map[string]*folder
 	damaged   map[ulid.ULID]bool // said so, and not to be read again before the next rescan
 	settled   string             // all WAL objects up to this key are
+	unsettled map[time.Time]bool // hours with windows that are not compacted, after a pass
+	nextMerge time.Time          // when there may be something to merge
+	merged    map[time.Time]int  // slices of time that were looked at, and how many windows they had
 	rescanned time.Time
 	now       Progress
 	skipped   atomic.Int32 // WAL objects
@@ -152,6 +159,7 @@ func New(opt Options) *Compactor {
 // forget makes the next pass look at everything.
 func (c *Compactor) forget() {
 	c.folders, c.damaged, c.settled, c.rescanned = map[string]*folder{}, map[ulid.ULID]bool{}, "", time.Now()
+	c.merged, c.nextMerge = map[time.Time]int{}, time.Time{}
 }
 
 const (
@@ -184,21 +192,37 @@ func (c *Compactor) Run(ctx context.Context) {
 	}
 }
 
-// Pass compacts every window that is ripe and that nobody else works on. The error
-// is that of the first window that could not be compacted; what was done stays
-// done.
+// Pass compacts every window that is ripe and that nobody else works on, and merges
+// them. The error is that of the first window that could not be compacted; what was
+// done stays done.
 func (c *Compactor) Pass(ctx context.Context) error {
 	if time.Since(c.rescanned) >= c.limits.Rescan {
 		c.forget()
 		c.dropOldClaims(ctx)
 	}
+	for {
+		began := time.Now()
+		whole, err := c.compact(ctx)
+		if !whole {
+			return err
+		}
+		more, merr := c.merge(ctx, began)
+		if !more {
+			return cmp.Or(err, merr)
+		}
+	}
+}
+
+// compact does what is ripe. whole says that it has looked at all of it.
+func (c *Compactor) compact(ctx context.Context) (whole bool, err error) {
 	c.now.Waiting = 0
+	c.unsettled = map[time.Time]bool{}
 	ripe := time.Now().Add(-c.limits.MinAge)
 	after, settling := c.settled, true
 	if c.opt.Progress != nil {
 		left, err := c.backlog(ctx, ripe)
 		if err != nil {
-			return fmt.Errorf("listing WAL objects: %w", err)
+			return false, fmt.Errorf("listing WAL objects: %w", err)
 		}
 		c.now.Backlog = c.now.Objects + left
 	}
@@ -215,7 +239,7 @@ func (c *Compactor) Pass(ctx context.Context) error {
 	for {
 		windows, more, err := c.list(ctx, after, ripe)
 		if err != nil {
-			return fmt.Errorf("listing WAL objects: %w", err)
+			return false, fmt.Errorf("listing WAL objects: %w", err)
 		}
 		for _, w := range windows {
 			if behind.IsZero() {
@@ -226,7 +250,7 @@ func (c *Compactor) Pass(ctx context.Context) error {
 			if err != nil {
 				failed = cmp.Or(failed, fmt.Errorf("the window of %s: %w", w.start.Format(time.RFC3339), err))
 				if failures++; failures == enoughFailures || ctx.Err() != nil {
-					return failed
+					return false, failed
 				}
 			} else {
 				failures = 0
@@ -234,6 +258,7 @@ func (c *Compactor) Pass(ctx context.Context) error {
 			after = w.objects[len(w.objects)-1].key()
 			if !done {
 				settling = false
+				c.unsettled[w.start.Truncate(segment.Level1.Span())] = true
 			}
 			if !done && err == nil {
 				c.now.Waiting++
@@ -248,7 +273,7 @@ func (c *Compactor) Pass(ctx context.Context) error {
 			}
 		}
 		if !more {
-			return failed
+			return true, failed
 		}
 	}
 }
@@ -293,11 +318,13 @@ type window struct {
 
 // slot is the window that an object is in: windows begin with each hour anew,
 // so that none lies in two hours whatever their length.
-func (c *Compactor) slot(id ulid.ULID) (start, end time.Time) {
+func (c *Compactor) slot(id ulid.ULID) (start, end time.Time) { return slot(id, c.limits.Window) }
+
+func slot(id ulid.ULID, length time.Duration) (start, end time.Time) {
 	t := id.Timestamp().UTC()
-	hour := t.Truncate(segment.Level1.Span())
-	start = hour.Add(t.Sub(hour).Truncate(c.limits.Window))
-	end = start.Add(c.limits.Window)
+	hour := t.UTC().Truncate(segment.Level1.Span())
+	start = hour.Add(t.Sub(hour).Truncate(length))
+	end = start.Add(length)
 	if next := hour.Add(segment.Level1.Span()); end.After(next) {
 		end = next
 	}
@@ -362,7 +389,7 @@ func (c *Compactor) window(ctx context.Context, w window) (done bool, err error)
 	if err != nil || len(left) == 0 {
 		return err == nil, err
 	}
-	mine, err := c.claim(ctx, w)
+	mine, err := c.claim(ctx, claimKey(w.start))
 	if err != nil || !mine {
 		return false, err
 	}
@@ -432,23 +459,26 @@ func (f *folder) covers(id ulid.ULID) bool {
 // them.
 const maxFolders = 2 * 2
 
-// cover reads the manifests of a folder that were not read before.
+// cover reads the manifests of a folder that were not read before, as far as they may
+// cover anything of an hour: a day's objects would take much memory.
 func (c *Compactor) cover(ctx context.Context, level segment.Level, t time.Time) (*folder, error) {
 	prefix := segment.FolderPrefix(level, t)
-	f := c.folders[prefix]
+	hour := t.UTC().Truncate(segment.Level1.Span())
+	name := prefix + hour.Format(time.RFC3339)
+	f := c.folders[name]
 	if f == nil {
 		if len(c.folders) >= maxFolders {
 			clear(c.folders)
 		}
 		f = &folder{windows: map[segment.Window]bool{}, covered: map[ulid.ULID]struct{}{}}
-		c.folders[prefix] = f
+		c.folders[name] = f
 	}
 	if err := c.wait(ctx, 0); err != nil {
 		return nil, err
 	}
 	var fresh []segment.Window
 	err := segment.Windows(ctx, c.store, prefix, func(w segment.Window, _ objstore.Info) error {
-		if !f.windows[w] {
+		if !f.windows[w] && w.First.Timestamp().Before(hour.Add(segment.Level1.Span())) && !w.Last.Timestamp().Before(hour) {
 			fresh = append(fresh, w)
 		}
 		return nil

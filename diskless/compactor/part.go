@@ -25,12 +25,44 @@ type read struct {
 	entries []diskless.Entry
 }
 
+// kind of topics: only those of one bucket share segments.
+type kind struct {
+	bucket segment.Bucket
+	large  bool // it fills half a segment, and has segments of its own
+}
+
+func (k kind) compare(o kind) int {
+	if k.bucket == o.bucket && k.large != o.large {
+		if k.large {
+			return 1
+		}
+		return -1
+	}
+	return cmp.Compare(k.bucket, o.bucket)
+}
+
+// kinds sorts topics, given how many bytes each has.
+func (c *Compactor) kinds(ctx context.Context, sizes map[string]int64) map[string]kind {
+	var retention map[string]time.Duration
+	if c.opt.Retention != nil && len(sizes) > 0 {
+		retention = c.opt.Retention(ctx, slices.Sorted(maps.Keys(sizes)))
+	}
+	kinds := make(map[string]kind, len(sizes))
+	for topic, size := range sizes {
+		k := kind{segment.Unknown, size >= c.limits.SegmentBytes/2}
+		if kept, ok := retention[topic]; ok {
+			k.bucket = segment.BucketOf(kept)
+		}
+		kinds[topic] = k
+	}
+	return kinds
+}
+
 // batch is one batch on its way from a WAL object to a segment.
 type batch struct {
 	segment.Entry
-	bucket segment.Bucket
-	large  bool // its topic fills half a segment
-	bytes  wire.Batch
+	kind
+	bytes wire.Batch
 }
 
 // tooLate reports whether a run may no longer be finished; see segment.MaxRun.
@@ -59,6 +91,33 @@ func (c *Compactor) part(ctx context.Context, objects []object) (lost bool, err 
 	if err != nil {
 		return false, err
 	}
+	lost, err = c.publish(ctx, m, started, func() (bool, error) {
+		left, err := c.uncovered(ctx, window{start: mine[0].id.Timestamp(), objects: mine})
+		return len(left) < len(mine), err
+	})
+	if lost || err != nil {
+		c.metrics.windows.WithLabelValues(c.opt.Name, "lost").Add(float64(count(lost)))
+		return lost, err
+	}
+	c.now.Windows++
+	c.metrics.windows.WithLabelValues(c.opt.Name, "written").Inc()
+	c.metrics.objects.WithLabelValues(c.opt.Name).Add(float64(len(reads)))
+	c.metrics.seconds.Observe(time.Since(started).Seconds())
+	c.log.Debug().Str("store", c.opt.Name).Str("window", m.Window().Key()).Int("objects", len(reads)).Int("batches", len(batches)).
+		Int("segments", len(m.Segments)).Int64("bytes", written).Dur("took", time.Since(started)).Msg("compacted")
+	return false, nil
+}
+
+func count(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// publish writes the manifest of a run whose segments are there. lost says that
+// another run was faster: then they are removed.
+func (c *Compactor) publish(ctx context.Context, m *segment.Manifest, started time.Time, taken func() (bool, error)) (lost bool, err error) {
 	body, err := m.Encode()
 	if err != nil {
 		return false, err
@@ -66,20 +125,20 @@ func (c *Compactor) part(ctx context.Context, objects []object) (lost bool, err 
 	// Another run may have been first, of a compactor that was believed dead or
 	// that cuts windows differently. Two manifests for one object are no error,
 	// but twice the bytes.
-	left, err := c.uncovered(ctx, window{start: mine[0].id.Timestamp(), objects: mine})
-	if err != nil {
+	if lost, err = taken(); err != nil {
 		return false, err
 	}
-	if len(left) < len(mine) {
+	if lost {
 		return true, c.drop(ctx, m)
 	}
 	w := m.Window()
 	if err := c.wait(ctx, int64(len(body))); err != nil {
 		return false, err
 	}
-	if c.tooLate(run, started) {
+	if c.tooLate(m.Run, started) {
 		// Garbage collection may take its segments for a crashed run's.
-		return false, fmt.Errorf("a window took %v to compact: raise compaction.bytes_per_second, or see what holds the store up", time.Since(started).Round(time.Second))
+		err := fmt.Errorf("a window took %v to compact: raise compaction.bytes_per_second, or see what holds the store up", time.Since(started).Round(time.Second))
+		return false, errors.Join(err, c.drop(ctx, m))
 	}
 	err = c.store.PutIfAbsent(ctx, w.Key(), body)
 	switch {
@@ -88,26 +147,19 @@ func (c *Compactor) part(ctx context.Context, objects []object) (lost bool, err 
 		if err != nil {
 			return false, fmt.Errorf("another window has the name of this one: %w", err)
 		}
-		if there.Run != run { // else an answer got lost
+		if there.Run != m.Run { // else an answer got lost
 			return true, c.drop(ctx, m)
 		}
 	case err != nil:
 		// It may be there all the same, so the segments stay.
 		return false, fmt.Errorf("writing %s: %w", w.Key(), err)
 	}
-	c.now.Windows++
-	c.metrics.windows.WithLabelValues(c.opt.Name, "written").Inc()
-	c.metrics.objects.WithLabelValues(c.opt.Name).Add(float64(len(reads)))
 	c.metrics.segments.WithLabelValues(c.opt.Name).Add(float64(len(m.Segments)))
-	c.metrics.seconds.Observe(time.Since(started).Seconds())
-	c.log.Debug().Str("store", c.opt.Name).Str("window", w.Key()).Int("objects", len(reads)).Int("batches", len(batches)).
-		Int("segments", len(m.Segments)).Int64("bytes", written).Dur("took", time.Since(started)).Msg("compacted")
 	return false, nil
 }
 
 // drop removes the segments of a run that another one was faster than.
 func (c *Compactor) drop(ctx context.Context, m *segment.Manifest) error {
-	c.metrics.windows.WithLabelValues(c.opt.Name, "lost").Inc()
 	for n := range m.Segments {
 		if err := c.wait(ctx, 0); err != nil {
 			return err
@@ -214,109 +266,131 @@ func (c *Compactor) sorted(ctx context.Context, reads []read) []batch {
 			sizes[e.Topic] += int64(e.Length)
 		}
 	}
-	var retention map[string]time.Duration
-	if c.opt.Retention != nil && len(names) > 0 {
-		retention = c.opt.Retention(ctx, slices.Sorted(maps.Keys(names)))
-	}
+	kinds := c.kinds(ctx, sizes)
 	batches := make([]batch, 0, n)
 	for _, r := range reads {
 		for _, e := range r.entries {
-			bucket := segment.Unknown
-			if kept, ok := retention[e.Topic]; ok {
-				bucket = segment.BucketOf(kept)
-			}
 			batches = append(batches, batch{segment.Entry{
 				Topic: names[e.Topic], Partition: e.Partition, Object: r.id, ObjectOffset: e.Offset, Length: e.Length, Records: e.Records,
 				ProducerID: e.ProducerID, ProducerEpoch: e.ProducerEpoch, BaseSequence: e.BaseSequence, CRC: e.CRC,
-			}, bucket, sizes[e.Topic] >= c.limits.SegmentBytes/2, r.batch(e)})
+			}, kinds[e.Topic], r.batch(e)})
 		}
 	}
 	slices.SortFunc(batches, func(a, b batch) int {
-		if a.large != b.large && a.bucket == b.bucket {
-			if a.large {
-				return 1
-			}
-			return -1
-		}
-		return cmp.Or(cmp.Compare(a.bucket, b.bucket), a.Compare(&b.Entry))
+		return cmp.Or(a.compare(b.kind), a.Compare(&b.Entry))
 	})
 	return batches
 }
 
-// plan cuts sorted batches into segments of about target bytes. A large topic has
+// planner cuts sorted batches into segments of about target bytes. A large topic has
 // segments of its own, so that it can die by itself; smaller ones share.
-func plan(batches []batch, target int64) [][]batch {
-	var segments [][]batch
-	first, size := 0, int64(0) // of the segment that is filled
-	cut := func(end int) {
-		if end > first {
-			segments = append(segments, batches[first:end])
-		}
-		first, size = end, 0
+type planner struct {
+	target, size int64 // size is of the segment that is filled
+	kind
+	topic string
+}
+
+// cut reports whether a new segment begins with a batch of so many bytes, of a topic
+// that has so many in all.
+func (p *planner) cut(k kind, topic string, all, length int64) (cut bool) {
+	switch {
+	case p.size == 0:
+	case k.bucket != p.bucket:
+		cut = true
+	case topic != p.topic:
+		cut = k.large || p.large || p.size+all > p.target
+	case k.large:
+		pieces := (all + p.target - 1) / p.target
+		cut = p.size+length/2 > all/pieces
 	}
-	for i := 0; i < len(batches); {
-		end, topic := i, int64(0)
-		for end < len(batches) && batches[end].bucket == batches[i].bucket && batches[end].Topic == batches[i].Topic {
-			topic += int64(batches[end].Length)
-			end++
-		}
-		large := batches[i].large
-		if large || size+topic > target || first < i && batches[first].bucket != batches[i].bucket {
-			cut(i)
-		}
-		if !large {
-			size += topic
-			i = end
-			continue
-		}
-		pieces := (topic + target - 1) / target
-		for ; i < end; i++ {
-			if size > 0 && size+int64(batches[i].Length)/2 > topic/pieces {
-				cut(i)
-			}
-			size += int64(batches[i].Length)
-		}
-		cut(end)
+	if cut {
+		p.size = 0
 	}
-	cut(len(batches))
+	p.kind, p.topic = k, topic
+	p.size += length
+	return cut
+}
+
+func plan(batches []batch, target int64) (segments [][]batch) {
+	sizes := map[string]int64{}
+	for i := range batches {
+		sizes[batches[i].Topic] += int64(batches[i].Length)
+	}
+	p, first := planner{target: target}, 0
+	for i := range batches {
+		b := &batches[i]
+		if p.cut(b.kind, b.Topic, sizes[b.Topic], int64(b.Length)) {
+			segments = append(segments, batches[first:i])
+			first = i
+		}
+	}
+	if len(batches) > 0 {
+		segments = append(segments, batches[first:])
+	}
 	return segments
 }
 
 // write makes the segments of a run durable and enters them in its manifest.
 func (c *Compactor) write(ctx context.Context, m *segment.Manifest, segments [][]batch) (total int64, err error) {
-	for n, batches := range segments {
+	for _, batches := range segments {
 		size := 0
 		for i := range batches {
 			size += len(batches[i].bytes)
 		}
-		body := make([]byte, 0, size+size/64+64*len(batches)+1024)
+		body := newBody(size, len(batches))
 		entries := make([]segment.Entry, len(batches))
 		for i := range batches {
-			at := len(body)
 			body = append(body, batches[i].bytes...)
 			entries[i] = batches[i].Entry
-			// Once more, of what is about to be written: it may soon be the only copy.
-			if !diskless.Intact(wire.Batch(body[at:]), entries[i].Length, entries[i].CRC) {
-				return total, fmt.Errorf("a batch of %s was changed in this machine's memory: nothing was written", entries[i].Object)
-			}
 		}
-		if body, err = segment.AppendFooter(body, entries); err != nil {
+		n, err := c.put(ctx, m, body, entries, batches[0].bucket, "written")
+		if errors.Is(err, errChanged) {
+			err = fmt.Errorf("in this machine's memory: %w", err)
+		}
+		if err != nil {
 			return total, err
 		}
-		if err := c.wait(ctx, int64(len(body))); err != nil {
-			return total, err
-		}
-		if err := c.store.Put(ctx, m.Key(n), body); err != nil {
-			return total, fmt.Errorf("writing %s: %w", m.Key(n), err)
-		}
-		first, last := batches[0], batches[len(batches)-1]
-		m.Segments = append(m.Segments, segment.Info{
-			Size: int64(len(body)), FooterSize: int64(len(body) - size), Bucket: first.bucket, Batches: len(batches),
-			First: segment.Place{Topic: first.Topic, Partition: first.Partition}, Last: segment.Place{Topic: last.Topic, Partition: last.Partition},
-		})
-		total += int64(len(body))
-		c.now.Written += int64(len(body))
-		c.metrics.bytes.WithLabelValues(c.opt.Name, "written").Add(float64(len(body)))
+		total += n
 	}
 	return total, nil
+}
+
+// newBody has room for so many bytes of batches, and a footer.
+func newBody(size, batches int) []byte {
+	return make([]byte, 0, size+size/64+64*batches+1024)
+}
+
+// errChanged is a batch that is not what its entry says; nothing was written then.
+var errChanged = errors.New("a batch is not what it was")
+
+// put writes one segment, of the batches in body, and enters it in the manifest.
+func (c *Compactor) put(ctx context.Context, m *segment.Manifest, body []byte, entries []segment.Entry, bucket segment.Bucket, direction string) (int64, error) {
+	at, size := 0, len(body)
+	for i := range entries {
+		// Once more, of what is about to be written: it may soon be the only copy.
+		end := at + int(entries[i].Length)
+		if end > size || !diskless.Intact(wire.Batch(body[at:end]), entries[i].Length, entries[i].CRC) {
+			return 0, fmt.Errorf("%w: of %s", errChanged, entries[i].Object)
+		}
+		at = end
+	}
+	body, err := segment.AppendFooter(body, entries)
+	if err != nil {
+		return 0, err
+	}
+	if err := c.wait(ctx, int64(len(body))); err != nil {
+		return 0, err
+	}
+	key := m.Key(len(m.Segments))
+	if err := c.store.Put(ctx, key, body); err != nil {
+		return 0, fmt.Errorf("writing %s: %w", key, err)
+	}
+	first, last := &entries[0], &entries[len(entries)-1]
+	m.Segments = append(m.Segments, segment.Info{
+		Size: int64(len(body)), FooterSize: int64(len(body) - size), Bucket: bucket, Batches: len(entries),
+		First: segment.Place{Topic: first.Topic, Partition: first.Partition}, Last: segment.Place{Topic: last.Topic, Partition: last.Partition},
+	})
+	c.now.Written += int64(len(body))
+	c.metrics.bytes.WithLabelValues(c.opt.Name, direction).Add(float64(len(body)))
+	return int64(len(body)), nil
 }

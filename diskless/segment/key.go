@@ -40,8 +40,12 @@ func (l Level) Span() time.Duration { return levels[l].span }
 // FolderPrefix is what the keys of all windows of a level have in common that
 // may cover a WAL object of this time: one listing finds them.
 func FolderPrefix(level Level, t time.Time) string {
-	return WindowsPrefix + strconv.Itoa(int(level)) + "/" + t.UTC().Format(levels[level].layout) + "/"
+	return LevelPrefix(level) + t.UTC().Format(levels[level].layout) + "/"
 }
+
+// LevelPrefix is what the keys of all windows of a level have in common, in the order
+// of time.
+func LevelPrefix(level Level) string { return WindowsPrefix + strconv.Itoa(int(level)) + "/" }
 
 // Window names a manifest, and with it what WAL objects it may cover.
 type Window struct {
