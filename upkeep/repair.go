@@ -25,14 +25,16 @@ import (
 //
 //   - A segment that is damaged or gone, of WAL objects and other segments. What
 //     was in it is told by its own footer; or, when that is lost, by the footers of
-//     the WAL objects that its manifest covers, without what other segments of the
-//     window hold.
+//     the WAL objects that its manifest covers, or of other windows' segments, without
+//     what other segments of the window hold. One of level 1 that is gone is no
+//     damage where level 2 covers all of its window: garbage collection takes it.
 //   - A damaged WAL object, of segments. One that is gone is no damage: garbage
 //     collection takes what segments hold.
 //   - A manifest that is garbled, or lost while its segments hold what is nowhere
 //     else, of the footers of its segments.
 //   - A manifest none of whose segments is there is removed when all WAL objects
-//     that it covers are there and whole: they are compacted once more.
+//     that it covers are there and whole, or in other windows: they are compacted or
+//     merged once more.
 //
 // Three rules keep it safe. Only bytes are written that have been held against the
 // checksums of all of their batches, and the new object has every batch that the
@@ -436,6 +438,9 @@ func (r *repair) window(ctx context.Context, m *segment.Manifest) error {
 		}
 		if missing {
 			gone++
+			if r.merged(m) {
+				continue
+			}
 		}
 		if why != "" {
 			bad = append(bad, n)
@@ -458,6 +463,20 @@ func (r *repair) window(ctx context.Context, m *segment.Manifest) error {
 		}
 	}
 	return nil
+}
+
+// merged reports whether a window of level 2 covers all that one of level 1 does.
+func (r *repair) merged(m *segment.Manifest) bool {
+	return m.Level == segment.Level1 && slices.ContainsFunc(r.windows, func(o *segment.Manifest) bool {
+		return o.Level == segment.Level2 && !slices.ContainsFunc(m.Objects, func(x segment.Object) bool { return !o.Covers(x.ID) })
+	})
+}
+
+// elsewhere reports whether another window covers a WAL object, that has segments.
+func (r *repair) elsewhere(m *segment.Manifest, id ulid.ULID) bool {
+	return slices.ContainsFunc(r.windows, func(o *segment.Manifest) bool {
+		return o != m && len(r.segments[o.Run]) > 0 && o.Covers(id)
+	})
 }
 
 // segmentDamage reads a segment whole; "" is none.
@@ -519,16 +538,21 @@ func (r *repair) lostEntries(ctx context.Context, m *segment.Manifest) (lost map
 		return lost, "", nil
 	}
 	for _, o := range m.Objects {
-		body, err := r.body(ctx, o.ID)
+		entries, _, err := r.entriesElsewhere(ctx, o.ID)
 		if err != nil {
 			return nil, "", err
 		}
-		if body == nil {
-			return nil, "its footer is lost, and WAL object " + diskless.ObjectKey(o.ID, false) + " is not there to say what was in it", nil
-		}
-		entries, err := diskless.ReadFooter(body, int64(len(body)))
-		if err != nil {
-			return nil, fmt.Sprintf("its footer is lost, and WAL object %s cannot say what was in it: %v", diskless.ObjectKey(o.ID, false), err), nil
+		if entries == nil {
+			body, err := r.body(ctx, o.ID)
+			if err != nil {
+				return nil, "", err
+			}
+			if body == nil {
+				return nil, "its footer is lost, and WAL object " + diskless.ObjectKey(o.ID, false) + " is not there to say what was in it", nil
+			}
+			if entries, err = diskless.ReadFooter(body, int64(len(body))); err != nil {
+				return nil, fmt.Sprintf("its footer is lost, and WAL object %s cannot say what was in it: %v", diskless.ObjectKey(o.ID, false), err), nil
+			}
 		}
 		for _, e := range entries {
 			if elsewhere[at{o.ID, e.Offset}] {
@@ -625,6 +649,8 @@ func (r *repair) leadsNowhere(ctx context.Context, m *segment.Manifest) error {
 	there := 0
 	for _, o := range m.Objects {
 		switch s := r.wal[o.ID]; {
+		case (s == nil || s.bad != nil) && r.elsewhere(m, o.ID):
+			there++
 		case s == nil:
 			f.Why = fmt.Sprintf("WAL object %s is not there either", diskless.ObjectKey(o.ID, false))
 		case s.bad != nil:

@@ -27,12 +27,19 @@ type stored struct {
 	store   *objstore.Memory
 	batches []segment.Entry
 	wal     []string
+	merge   time.Duration
 }
 
 func newStored(t testing.TB, r *rand.Rand, objects int) *stored {
 	t.Helper()
-	s := &stored{t: t, store: objstore.NewMemory()}
-	began := time.Now().Add(-3 * time.Hour)
+	return newMerged(t, r, objects, 0)
+}
+
+// newMerged merges the windows of so long a time, too.
+func newMerged(t testing.TB, r *rand.Rand, objects int, merge time.Duration) *stored {
+	t.Helper()
+	s := &stored{t: t, store: objstore.NewMemory(), merge: merge}
+	began := time.Now().Add(-3 * time.Hour).Truncate(time.Hour) // windows hold the same whenever it runs
 	for n := range objects {
 		id := ulid.MustNew(ulid.Timestamp(began.Add(time.Duration(n)*3*time.Minute)), ulid.DefaultEntropy())
 		var body []byte
@@ -57,7 +64,7 @@ func newStored(t testing.TB, r *rand.Rand, objects int) *stored {
 
 func (s *stored) compact() {
 	s.t.Helper()
-	c := compactor.New(compactor.Options{Store: s.store, Name: "default", Limits: compactor.Limits{SegmentBytes: 8 << 10, RequestsPerSecond: 1 << 20}, Logger: zerolog.Nop()})
+	c := compactor.New(compactor.Options{Store: s.store, Name: "default", Limits: compactor.Limits{SegmentBytes: 8 << 10, Merge: s.merge, RequestsPerSecond: 1 << 20}, Logger: zerolog.Nop()})
 	if err := c.Pass(s.t.Context()); err != nil {
 		s.t.Fatal(err)
 	}
@@ -345,13 +352,23 @@ func same(a, b map[string][]byte) bool {
 // nothing more to do. Then compaction and a repair in the middle of it do no harm
 // either.
 func TestRepairTakesNothingAway(t *testing.T) {
-	done := map[Action]int{}
+	done, merged := map[Action]int{}, 0
 	for seed := range uint64(400) {
 		r := rand.New(rand.NewPCG(seed, 7))
-		s := newStored(t, r, 4+r.IntN(10))
+		s := newMerged(t, r, 4+r.IntN(10), time.Duration(seed%2)*time.Hour)
 		for _, key := range s.wal {
 			if r.IntN(3) == 0 {
 				s.remove(key) // collected
+			}
+		}
+		for _, key := range s.keys(segment.LevelPrefix(segment.Level1)) {
+			if two := s.keys(segment.LevelPrefix(segment.Level2)); len(two) == 1 && s.manifest(two[0]).Window().Spans(s.manifest(key).Window().First) {
+				merged++
+				for _, one := range s.of(key) {
+					if r.IntN(4) == 0 {
+						s.remove(one) // collected
+					}
+				}
 			}
 		}
 		for range 1 + r.IntN(5) {
@@ -388,10 +405,73 @@ func TestRepairTakesNothingAway(t *testing.T) {
 			s.compact()
 		}
 	}
+	if merged == 0 {
+		t.Error("nothing was merged")
+	}
 	for _, a := range []Action{Rewrite, Create, Remove, NoWay} {
 		if done[a] == 0 {
 			t.Errorf("no seed has brought about %q: %v", a, done)
 		}
+	}
+}
+
+// What garbage collection takes because it was merged is no damage, and what is lost
+// of level 2 is made anew of level 1.
+func TestRepairKnowsMergedWindows(t *testing.T) {
+	fresh := func() (s *stored, one, two []string) {
+		s = newMerged(t, rand.New(rand.NewPCG(3, 4)), 12, time.Hour)
+		s.remove(s.wal...)
+		one, two = s.keys(segment.LevelPrefix(segment.Level1)), s.keys(segment.LevelPrefix(segment.Level2))
+		one = slices.DeleteFunc(one, func(key string) bool {
+			return !slices.ContainsFunc(two, func(into string) bool { return s.manifest(into).Covers(s.manifest(key).Window().First) })
+		})
+		if len(one) < 2 || len(two) == 0 {
+			t.Fatalf("%d windows of level 1 in %d of level 2", len(one), len(two))
+		}
+		return s, one, two
+	}
+	// Collected in part, as a collector does that is killed, and then all of it.
+	s, one, _ := fresh()
+	for _, keys := range [][]string{s.of(one[0])[:1], s.of(one[0])[1:], s.of(one[1])[:1], append(one[:1:1], s.of(one[1])[1:]...)} {
+		s.remove(keys...)
+		if fixes := s.repair(RepairOptions{}); len(fixes) > 0 {
+			t.Errorf("%+v", fixes)
+		}
+		if slices.Contains(s.readable(), false) {
+			t.Error("something cannot be read")
+		}
+	}
+	for name, harm := range map[string]func(s *stored, two []string){
+		"a segment is gone":     func(s *stored, two []string) { s.remove(s.of(two[0])[0]) },
+		"a segment is cut":      func(s *stored, two []string) { s.change(s.of(two[0])[0], cut) },
+		"a bit of a batch":      func(s *stored, two []string) { s.change(s.of(two[0])[0], flip(70)) },
+		"all segments are gone": func(s *stored, two []string) { s.remove(s.of(two[0])...) },
+		"a manifest is garbled": func(s *stored, two []string) { s.change(two[0], cut) },
+	} {
+		s, _, two := fresh()
+		whole := s.all()
+		harm(s, two)
+		fixes := s.repair(RepairOptions{})
+		if len(fixes) != 1 || fixes[0].Action == NoWay {
+			t.Errorf("%s: %+v", name, fixes)
+			continue
+		}
+		if now := s.all(); fixes[0].Action != Remove && !same(now, whole) {
+			t.Errorf("%s: it is not what it was", name)
+		}
+		if slices.Contains(s.readable(), false) {
+			t.Errorf("%s: something cannot be read", name)
+		}
+	}
+	// The other way round: level 2 is all that is left, and its manifest is lost.
+	s, one, two := fresh()
+	for _, key := range one {
+		s.remove(append(s.of(key), key)...)
+	}
+	s.remove(two...)
+	s.repair(RepairOptions{})
+	if slices.Contains(s.readable(), false) {
+		t.Error("what only level 2 held cannot be read")
 	}
 }
 

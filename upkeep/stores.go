@@ -38,7 +38,7 @@ type FsckStore struct {
 	SegmentBytes    int64    `json:"segment_bytes"`
 	Windows         int64    `json:"windows"`               // whose manifests say which segments count
 	UnnamedSegments int64    `json:"unnamed_segments"`      // in no manifest: a compactor's that is at work, or has crashed
-	GoneSegments    int64    `json:"gone_segments"`         // named, and not there: collected when all that they held was dead; what is not dead and missed is a problem of its log
+	GoneSegments    int64    `json:"gone_segments"`         // named, and not there: collected when all that they held was dead, or in larger ones; what is not dead and missed is a problem of its log
 	BadWindows      []string `json:"bad_windows,omitempty"` // garbled, or a segment of theirs has another size: what they cover is read elsewhere, if at all
 
 	Unknown     int64    `json:"unknown_keys"` // that sluice has not written
