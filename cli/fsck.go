@@ -35,15 +35,22 @@ caches of 256 MiB and the placeholders of 64 MiB, and reads each object about on
 signatures and logs are looked at. --orphans also lists what a store holds and
 nothing refers to, with its age: only with all topics.
 
+Where a store has a lock in the configuration, and all topics are looked at, it is
+asked of every object under audit/, or of the sample's, whether it is locked in
+that mode for as long as the configuration says; one request for each, eight at a
+time. What is not is named.
+
 --repair also holds every object of the stores against its checksums, and makes
 anew what other copies prove: segments of WAL objects, WAL objects of segments,
 manifests of segments' footers. Only whole, checked bytes are written; nothing is
-removed but manifests that lead nowhere; what is below audit/ is never touched. Then
-the topics concerned are walked again, and what is named is what cannot be repaired.
+removed but manifests that lead nowhere; what is below audit/ is never written, but
+locked where it is not, or not for long enough, which cannot be taken back in
+compliance mode. Then the topics concerned are walked again, and what is named is
+what cannot be repaired.
 With --dry-run it only says what it would do.
 
-Exit codes: 0 all that was looked at can be read; 1 something is damaged; 2 nothing
-is known to be damaged, but not all could be looked at (a broker or store did not
+Exit codes: 0 all that was looked at can be read; 1 something is damaged, or not
+locked as it should be; 2 nothing of that is known, but not all could be looked at (a broker or store did not
 answer, it was interrupted, or the command was called wrongly).`
 
 // Exit codes of commands that look for something.
@@ -90,7 +97,7 @@ func newFsck() *cobra.Command {
 				printFsck(out, report)
 			}
 			switch {
-			case len(report.Damage) > 0 || slices.ContainsFunc(report.Fixes, func(f upkeep.Fix) bool { return !f.Done }):
+			case len(report.Damage) > 0 || slices.ContainsFunc(report.Fixes, func(f upkeep.Fix) bool { return !f.Done }) || slices.ContainsFunc(report.Locks, func(l upkeep.FsckLocks) bool { return l.Left() > 0 }):
 				return exitCode{exitFound, errReported}
 			case err != nil && (asJSON || report.Stopped == "" && len(report.Unlooked) == 0):
 				return exitCode{exitUnknown, err}
@@ -105,7 +112,7 @@ func newFsck() *cobra.Command {
 	fl.StringVar(&sample, "sample", "", "read the bytes of so many objects only, for example 5%")
 	fl.BoolVar(&full, "full", false, "read the bytes of all objects; the default")
 	fl.BoolVar(&orphans, "orphans", false, "also list what nothing refers to")
-	fl.BoolVar(&repair, "repair", false, "make damaged objects anew from other copies")
+	fl.BoolVar(&repair, "repair", false, "make damaged objects anew from other copies, and lock audit objects")
 	fl.BoolVar(&dryRun, "dry-run", false, "with --repair: only say what would be done")
 	fl.BoolVar(&asJSON, "json", false, "print JSON; its names are stable")
 	fl.StringVar(&resume, "resume", "", "keep the run in this file while it is under way, and go on with what it holds")
@@ -279,6 +286,9 @@ func printFsck(out io.Writer, r *upkeep.FsckReport) {
 	for _, s := range r.Stores {
 		printStore(out, s)
 	}
+	for _, l := range r.Locks {
+		printLocks(out, l, r.DryRun)
+	}
 	switch {
 	case r.Stopped != "":
 		fmt.Fprintf(out, "\nNot all was looked at: %s.\n", r.Stopped)
@@ -330,6 +340,9 @@ func printFixes(out io.Writer, r *upkeep.FsckReport) {
 	}
 }
 
+// fewListed of one kind are for people.
+const fewListed = 20
+
 func printStore(out io.Writer, s upkeep.FsckStore) {
 	fmt.Fprintf(out, "\nstore %s (%s): %s, %s; %s referred to, %s too young to tell, %s (%s)\n", s.Store, s.Where,
 		counted(s.Objects, "object"), humanize.IBytes(uint64(s.Bytes)), humanize.Comma(s.Referenced), humanize.Comma(s.Young), counted(s.Orphans, "orphan"), humanize.IBytes(uint64(s.OrphanBytes)))
@@ -339,9 +352,8 @@ func printStore(out io.Writer, s upkeep.FsckStore) {
 	if s.Archive > 0 {
 		fmt.Fprintf(out, "  archive of audit topics: %s; `sluice audit verify` proves it\n", counted(s.Archive, "object"))
 	}
-	const few = 20
 	for i, o := range s.OrphanList {
-		if i == few {
+		if i == fewListed {
 			fmt.Fprintf(out, "  ... --json lists up to 1000\n")
 			break
 		}
@@ -359,6 +371,46 @@ func printStore(out io.Writer, s upkeep.FsckStore) {
 	}
 	if s.Unknown > 0 {
 		fmt.Fprintf(out, "  %s that sluice has not written: %s\n", counted(s.Unknown, "key"), some(s.UnknownList))
+	}
+}
+
+func printLocks(out io.Writer, l upkeep.FsckLocks, dryRun bool) {
+	if l.Unanswered != "" {
+		return // that is why the run was stopped
+	}
+	fmt.Fprintf(out, "\nstore %s (%s): %s under audit/; of them %s to be locked (%s, for %s after being written), and are; older: %s\n",
+		l.Store, l.Where, counted(l.Objects, "object"), humanize.Comma(l.Locked), l.Mode, l.Retention, humanize.Comma(l.Ended))
+	if l.Unlocked == 0 {
+		return
+	}
+	if l.NoLocks {
+		fmt.Fprintln(out, "  the bucket has no object lock")
+	}
+	for i, u := range l.UnlockedList {
+		if i == fewListed {
+			fmt.Fprintf(out, "  ... --json lists up to 1000\n")
+			break
+		}
+		is := map[upkeep.LockProblem]string{
+			upkeep.NoLock:    "not locked",
+			upkeep.ShortLock: fmt.Sprintf("its lock (%s) ends at %s", u.Mode, u.Until.Format(time.RFC3339)),
+			upkeep.WeakLock:  fmt.Sprintf("its lock is of %s mode", u.Mode),
+		}[u.Problem]
+		switch {
+		case u.Fixed:
+			is = "locked now; it was: " + is
+		case u.Why != "":
+			is += "; cannot repair: " + u.Why
+		}
+		fmt.Fprintf(out, "  %s, to be locked until %s: %s\n", u.Key, u.Needs.Format(time.RFC3339), is)
+	}
+	if l.Left() == 0 {
+		fmt.Fprintf(out, "%s locked now.\n", counted(l.Fixed, "audit object"))
+		return
+	}
+	fmt.Fprintf(out, "UNLOCKED: %s.\n", counted(l.Left(), "audit object"))
+	if !dryRun && !l.NoLocks && l.Fixed == 0 {
+		fmt.Fprintln(out, "  remedy: `sluice fsck --repair` has the store lock what it may; `sluice audit verify` says whether the archive was altered meanwhile")
 	}
 }
 

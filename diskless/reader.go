@@ -194,6 +194,7 @@ type storedPiece struct {
 	tp     tiers.TopicPartition
 	batch  wire.Batch // the placeholder
 	ref    placeholder.Ref
+	at     place // in a segment, when Gather has found it there
 }
 
 func (p *storedPiece) Size() int         { return int(p.ref.Length) }
@@ -261,7 +262,10 @@ func (p *storedPiece) somewhere(ctx context.Context, try func(place) error) erro
 	var inSegment error
 	var tried *found
 	if p.old() && !t.holds(wal) {
-		at, ok, err := t.locate(ctx, p.writer, p.tp, p.ref, seldom, nil)
+		at, ok, err := p.at, p.at.in != nil, error(nil)
+		if !ok {
+			at, ok, err = t.locate(ctx, p.writer, p.tp, p.ref, seldom, nil)
+		}
 		if ok {
 			tried = at.in
 			if err = p.twice(ctx, at, try); err == nil {

@@ -1,7 +1,7 @@
 // Package upkeep is what an operator does beside running replicas: proving that
 // every placeholder can be read, and leaving. It talks to brokers and stores
 // itself, needs no replica, and changes neither logs nor objects of the cluster
-// that it looks at; but Repair makes damaged objects anew.
+// that it looks at; but Repair makes damaged objects anew, and locks audit objects.
 package upkeep
 
 import (
@@ -32,6 +32,7 @@ type Access struct {
 	Cluster *lowlatency.Cluster
 	Tier    *diskless.Tier
 	Stores  map[string]diskless.StoreHandle
+	Locks   map[string]StoreLock // of the stores that lock what belongs to audit classes
 }
 
 const (
@@ -70,40 +71,46 @@ func open(ctx context.Context, cfg *config.Config, used map[string]config.Store)
 		cluster.Close()
 		return nil, fmt.Errorf("asking %s: %w; `sluice check --live` looks closer", strings.Join(cfg.Kafka.Bootstrap, ", "), err)
 	}
-	stores := map[string]diskless.StoreHandle{}
+	stores, locks := map[string]diskless.StoreHandle{}, map[string]StoreLock{}
 	for name, st := range used {
-		h, err := openStore(ctx, st, cluster.ClusterID())
+		h, lock, err := openStore(ctx, st, cluster.ClusterID())
 		if err != nil {
 			cluster.Close()
 			return nil, fmt.Errorf("store %s: %w", name, err)
 		}
-		stores[name] = h
+		stores[name], locks[name] = h, lock
 	}
 	a, err := NewAccess(cluster, stores)
 	if err != nil {
 		cluster.Close()
+		return nil, err
 	}
-	return a, err
+	a.Locks = locks
+	return a, nil
 }
 
-func openStore(ctx context.Context, st config.Store, clusterID string) (h diskless.StoreHandle, err error) {
+func openStore(ctx context.Context, st config.Store, clusterID string) (h diskless.StoreHandle, lock StoreLock, err error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	store, err := server.OpenStore(st, storeRequests)
 	if err != nil {
-		return h, err
+		return h, lock, err
 	}
 	h.Store = objstore.NewRetrying(objstore.NewLimited(store, 1, storeRequests), storeAttempts)
 	h.Ring, err = keyring.Read(ctx, h.Store, clusterID, keyring.Options{Logger: zerolog.Nop()})
-	return h, err
+	return h, storeLock(st, store), err
 }
 
 // NewAccess puts together what is open already. It takes the cluster over.
 func NewAccess(cluster *lowlatency.Cluster, stores map[string]diskless.StoreHandle) (*Access, error) {
+	return newAccess(cluster, stores, diskless.Limits{CacheBytes: cacheBytes, GetTimeout: getTimeout})
+}
+
+func newAccess(cluster *lowlatency.Cluster, stores map[string]diskless.StoreHandle, limits diskless.Limits) (*Access, error) {
 	tier, err := diskless.New(diskless.Options{
 		ClusterID: cluster.ClusterID(),
 		Stores:    stores,
-		Limits:    diskless.Limits{CacheBytes: cacheBytes, GetTimeout: getTimeout},
+		Limits:    limits,
 		Logger:    zerolog.Nop(),
 		Metrics:   prometheus.NewRegistry(),
 	})

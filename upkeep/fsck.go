@@ -48,6 +48,7 @@ type FsckOptions struct {
 	Progress func(Progress)
 
 	afterRound func(rounds int) // for tests
+	round      int64            // bytes of payload in a round; 0 is by the rate
 }
 
 // Progress is how far a run has come.
@@ -59,8 +60,11 @@ type Progress struct {
 }
 
 const (
-	// objectsAtATime are checked together.
+	// objectsAtATime are read together, or parts of them.
 	objectsAtATime = 6
+	// A round is as much as is read in roundSeconds, within bounds.
+	roundSeconds          = 15
+	leastRound, mostRound = 64 << 20, 1 << 30
 	// logsAtATime are read from brokers together.
 	logsAtATime = 8
 	// keptBytes of placeholders, of all logs together, wait for their objects.
@@ -103,6 +107,7 @@ type item struct {
 	ref         placeholder.Ref
 	store       string
 	piece       tiers.Piece
+	kept        int // bytes of the placeholder
 	bad         *finding
 }
 
@@ -150,9 +155,9 @@ type fsck struct {
 	report  *FsckReport
 	runs    []*logRun
 	of      int64
+	refs    map[objectID]struct{} // with Orphans
 
 	mu       sync.Mutex
-	refs     map[objectID]struct{} // with Orphans
 	read     int64
 	damaged  int64
 	found    int64
@@ -189,6 +194,14 @@ func (a *Access) Fsck(ctx context.Context, opt FsckOptions) (*FsckReport, error)
 	stopped := c.walk(ctx)
 	if stopped == nil && opt.Orphans && len(c.report.Unlooked) == 0 {
 		stopped = c.lookAtStores(ctx)
+	}
+	if stopped == nil && len(opt.Patterns) == 0 {
+		c.report.Locks, stopped = a.lookAtLocks(ctx, opt.Sample, nil)
+		for _, l := range c.report.Locks {
+			if stopped == nil && l.Unanswered != "" {
+				stopped = fmt.Errorf("store %s does not tell how audit objects are locked: %s", l.Store, l.Unanswered)
+			}
+		}
 	}
 	c.finish()
 	if stopped != nil {
@@ -250,64 +263,75 @@ func (c *fsck) begin(ctx context.Context, earlier *fsckState) error {
 		}
 	}
 	for _, r := range c.runs {
-		r.budget = min(mostKept, max(leastKept, keptBytes/len(c.runs)))
+		r.budget = min(mostKept, max(leastKept, keptBytes/2/len(c.runs)))
 	}
 	return nil
 }
 
-// walk goes over all logs, in the order of objects.
+// walk goes over all logs, in the order of objects, in rounds of what is read next
+// of all of them together: within a round the order is that of the bytes in the
+// stores, for a segment holds a partition's batches of many objects.
 func (c *fsck) walk(ctx context.Context) error {
 	idle := slices.Clone(c.runs)
 	var ready queue
-	rounds := 0
-	for {
-		if err := c.fill(ctx, idle); err != nil {
-			return err
-		}
-		for _, r := range idle {
-			if len(r.items) > 0 {
-				heap.Push(&ready, r)
+	for rounds := 1; ; rounds++ {
+		var works []*work
+		of := map[*logRun]*work{}
+		var payload int64
+		kept := 0
+		for payload < c.round() && kept < keptBytes/2 {
+			if err := c.fill(ctx, idle); err != nil {
+				giveBack(works)
+				return err
+			}
+			for _, r := range idle {
+				if len(r.items) > 0 {
+					heap.Push(&ready, r)
+				}
+			}
+			idle = idle[:0]
+			if len(ready) == 0 {
+				break
+			}
+			for last := ready[0].head().object(); len(ready) > 0; {
+				r := ready[0]
+				at := r.head().object()
+				if at != last && (len(idle) > 0 || payload >= c.round() || kept >= keptBytes/2) {
+					break // an object is not left in its middle
+				}
+				last = at
+				n := 0
+				for n < len(r.items) && r.items[n].object() == at {
+					if it := r.items[n]; it.piece != nil && c.sampled(at) {
+						payload += int64(it.piece.Size())
+					}
+					kept += r.items[n].kept
+					n++
+				}
+				w := of[r]
+				if w == nil {
+					w = &work{run: r}
+					of[r], works = w, append(works, w)
+				}
+				w.items = append(w.items, r.items[:n]...)
+				if r.items = r.items[n:]; len(r.items) == 0 {
+					heap.Pop(&ready)
+					idle = append(idle, r)
+				} else {
+					heap.Fix(&ready, 0)
+				}
 			}
 		}
-		idle = idle[:0]
-		if len(ready) == 0 {
+		if len(works) == 0 {
 			c.tell(true)
 			return nil
 		}
-		groups := map[objectID][]*work{}
-		taken := map[*logRun][]*item{}
-		var order []objectID
-		for len(ready) > 0 {
-			r := ready[0]
-			at := r.head().object()
-			if _, ok := groups[at]; !ok {
-				if len(order) == objectsAtATime {
-					break
-				}
-				order = append(order, at)
-			}
-			n := 1
-			for n < len(r.items) && r.items[n].object() == at {
-				n++
-			}
-			groups[at] = append(groups[at], &work{run: r, items: r.items[:n:n]})
-			taken[r] = append(taken[r], r.items[:n]...)
-			r.items = r.items[n:]
-			if len(r.items) == 0 {
-				heap.Pop(&ready)
-				idle = append(idle, r)
-			} else {
-				heap.Fix(&ready, 0)
-			}
-		}
-		if err := c.check(ctx, order, groups); err != nil {
-			for r, items := range taken { // it is not settled
-				r.items = append(items, r.items...)
-			}
+		if err := c.check(ctx, works); err != nil {
+			giveBack(works)
 			return err
 		}
 		c.tell(false)
-		if rounds++; c.opt.afterRound != nil {
+		if c.opt.afterRound != nil {
 			c.opt.afterRound(rounds)
 		}
 		if time.Since(c.saved) > saveEvery {
@@ -318,7 +342,26 @@ func (c *fsck) walk(ctx context.Context) error {
 	}
 }
 
-// work is what one log wants of one object.
+// giveBack has what a round took looked at again: nothing of it is settled.
+func giveBack(works []*work) {
+	for _, w := range works {
+		w.run.items = append(w.items, w.run.items...)
+	}
+}
+
+// round is how many bytes of payload to read in a round: an interrupted one is
+// begun anew.
+func (c *fsck) round() int64 {
+	if c.opt.round > 0 {
+		return c.opt.round
+	}
+	if c.opt.BytesPerSecond <= 0 {
+		return mostRound
+	}
+	return min(mostRound, max(leastRound, int64(min(c.opt.BytesPerSecond, mostRound)*roundSeconds)))
+}
+
+// work is what a round looks at of one log.
 type work struct {
 	run   *logRun
 	items []*item
@@ -331,35 +374,46 @@ type finding struct {
 	detail string
 }
 
-// check reads objects. All or nothing is settled.
-func (c *fsck) check(ctx context.Context, order []objectID, groups map[objectID][]*work) error {
-	var reading errgroup.Group
-	reading.SetLimit(objectsAtATime)
-	for _, at := range order {
-		reading.Go(func() error {
-			if c.refs != nil && at.store != "" {
-				c.mu.Lock()
-				c.refs[at] = struct{}{}
-				c.mu.Unlock()
+// check reads what a round has taken. All or nothing is settled.
+func (c *fsck) check(ctx context.Context, works []*work) error {
+	type owner struct {
+		work *work
+		item *item
+	}
+	owners := map[tiers.Piece]owner{}
+	var pieces []tiers.Piece
+	for _, w := range works {
+		for _, it := range w.items {
+			if c.refs != nil && it.store != "" {
+				c.refs[it.object()] = struct{}{}
 			}
-			for _, w := range groups[at] {
-				for _, it := range w.items {
-					if it.bad != nil && it.last >= w.run.settled {
-						w.bad = append(w.bad, *it.bad)
-					}
-					if it.bad != nil || it.last < w.run.settled || !c.sampled(at) {
-						continue
-					}
-					if err := spend(ctx, c.bytes, int64(it.piece.Size())); err != nil {
-						return err
-					}
-					bad, err := c.load(ctx, it)
-					if err != nil {
-						return err
-					}
-					if bad != nil {
-						w.bad = append(w.bad, *bad)
-					}
+			switch {
+			case it.last < w.run.settled:
+			case it.bad != nil:
+				w.bad = append(w.bad, *it.bad)
+			case c.sampled(it.object()):
+				owners[it.piece] = owner{w, it}
+				pieces = append(pieces, it.piece)
+			}
+		}
+	}
+	reading, readCtx := errgroup.WithContext(ctx)
+	reading.SetLimit(objectsAtATime)
+	for _, group := range c.Tier.Gather(ctx, pieces) {
+		reading.Go(func() error {
+			for _, p := range group {
+				if err := spend(readCtx, c.bytes, int64(p.Size())); err != nil {
+					return err
+				}
+				o := owners[p]
+				bad, err := c.load(readCtx, o.item)
+				if err != nil {
+					return err
+				}
+				if bad != nil {
+					c.mu.Lock()
+					o.work.bad = append(o.work.bad, *bad)
+					c.mu.Unlock()
 				}
 			}
 			return nil
@@ -368,47 +422,47 @@ func (c *fsck) check(ctx context.Context, order []objectID, groups map[objectID]
 	if err := reading.Wait(); err != nil {
 		return err
 	}
-	if err := c.stillThere(ctx, groups); err != nil {
+	if err := c.stillThere(ctx, works); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for at, works := range groups {
-		sampled := c.sampled(at)
-		for _, w := range works {
-			for _, it := range w.items {
-				if it.last < w.run.settled {
-					continue
-				}
-				w.run.count.Batches += it.batches
-				if it.bad != nil && it.bad.kind == LogBatch {
-					continue
-				}
-				w.run.count.Placeholders++
-				w.run.count.Records += int64(it.records)
-				c.found++
-				if sampled && it.piece != nil {
-					w.run.count.Checked++
-					w.run.count.Bytes += int64(it.piece.Size())
-					c.read += int64(it.piece.Size())
-				}
+	for _, w := range works {
+		for _, it := range w.items {
+			if it.last < w.run.settled {
+				continue
 			}
-			for _, bad := range w.bad {
-				c.note(w.run, bad)
+			w.run.count.Batches += it.batches
+			if it.bad != nil && it.bad.kind == LogBatch {
+				continue
 			}
+			w.run.count.Placeholders++
+			w.run.count.Records += int64(it.records)
+			c.found++
+			if it.piece != nil && c.sampled(it.object()) {
+				w.run.count.Checked++
+				w.run.count.Bytes += int64(it.piece.Size())
+				c.read += int64(it.piece.Size())
+			}
+		}
+		slices.SortFunc(w.bad, func(a, b finding) int { return cmp.Compare(a.item.first, b.item.first) })
+		for _, bad := range w.bad {
+			c.note(w.run, bad)
 		}
 	}
 	return nil
 }
 
 // sampled objects are the same ones in every run.
-func (c *fsck) sampled(at objectID) bool {
-	if c.opt.Sample >= 100 {
+func (c *fsck) sampled(at objectID) bool { return sampledKey(at.id[:], c.opt.Sample) }
+
+func sampledKey(key []byte, percent float64) bool {
+	if percent >= 100 {
 		return true
 	}
 	h := fnv.New64a()
-	_, _ = h.Write(at.id[:])
-	return float64(h.Sum64()%10_000) < c.opt.Sample*100
+	_, _ = h.Write(key)
+	return float64(h.Sum64()%10_000) < percent*100
 }
 
 // load reads a placeholder's bytes as a reader does. An error is that the store
@@ -467,13 +521,11 @@ func (c *fsck) answers(ctx context.Context, store string) error {
 
 // stillThere takes back what was found of placeholders that retention, or a
 // DeleteRecords, has removed since they were fetched: their objects may go.
-func (c *fsck) stillThere(ctx context.Context, groups map[objectID][]*work) error {
+func (c *fsck) stillThere(ctx context.Context, works []*work) error {
 	topics := map[string]bool{}
-	for _, works := range groups {
-		for _, w := range works {
-			if len(w.bad) > 0 {
-				topics[w.run.tp.Topic] = true
-			}
+	for _, w := range works {
+		if len(w.bad) > 0 {
+			topics[w.run.tp.Topic] = true
 		}
 	}
 	if len(topics) == 0 {
@@ -484,23 +536,21 @@ func (c *fsck) stillThere(ctx context.Context, groups map[objectID][]*work) erro
 	for _, l := range logs {
 		now[tiers.TopicPartition{Topic: l.Topic, Partition: l.Partition}] = l
 	}
-	for _, works := range groups {
-		for _, w := range works {
-			if len(w.bad) == 0 {
-				continue
-			}
-			l, ok := now[w.run.tp]
-			if !ok {
-				if _, gone, err := c.relocate(ctx, w.run.log); !gone {
-					return fmt.Errorf("%s-%d: what was found cannot be held against its log start offset: %w", w.run.tp.Topic, w.run.tp.Partition, err)
-				}
-			}
-			if !ok || l.ID != w.run.log.ID {
-				w.bad, w.run.dropped = nil, true
-				continue
-			}
-			w.bad = slices.DeleteFunc(w.bad, func(f finding) bool { return f.item.last < l.Start })
+	for _, w := range works {
+		if len(w.bad) == 0 {
+			continue
 		}
+		l, ok := now[w.run.tp]
+		if !ok {
+			if _, gone, err := c.relocate(ctx, w.run.log); !gone {
+				return fmt.Errorf("%s-%d: what was found cannot be held against its log start offset: %w", w.run.tp.Topic, w.run.tp.Partition, err)
+			}
+		}
+		if !ok || l.ID != w.run.log.ID {
+			w.bad, w.run.dropped = nil, true
+			continue
+		}
+		w.bad = slices.DeleteFunc(w.bad, func(f finding) bool { return f.item.last < l.Start })
 	}
 	return nil
 }
@@ -635,7 +685,7 @@ func (c *fsck) more(ctx context.Context, r *logRun) error {
 			r.passed++
 		}
 		if it != nil {
-			it.batches, r.passed = r.passed, 0
+			it.batches, r.passed, it.kept = r.passed, 0, len(b)
 			r.items = append(r.items, it)
 			kept += len(b)
 		}

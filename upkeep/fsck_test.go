@@ -190,7 +190,7 @@ func TestFsckResumes(t *testing.T) {
 			runs++
 			a, _ := r.access() // with a cold cache
 			ctx, cancel := context.WithCancel(t.Context())
-			report, err = a.Fsck(ctx, FsckOptions{State: state, Orphans: orphans, afterRound: func(rounds int) {
+			report, err = a.Fsck(ctx, FsckOptions{State: state, Orphans: orphans, round: 12 << 10, afterRound: func(rounds int) {
 				if rounds == 2*runs {
 					cancel()
 				}

@@ -39,7 +39,8 @@ import (
 // Three rules keep it safe. Only bytes are written that have been held against the
 // checksums of all of their batches, and the new object has every batch that the
 // damaged one had. Nothing is removed but manifests that lead nowhere. And what is
-// below audit/ is never touched.
+// below audit/ is never written; Mend only has the store lock it, where it is not
+// locked as the configuration asks.
 //
 // Repair is not for what lies in a broker, nor for references.
 
@@ -110,6 +111,12 @@ func (a *Access) Mend(ctx context.Context, opt FsckOptions, how RepairOptions) (
 	if err != nil {
 		report.Stopped = "the repair: " + err.Error()
 		return report, errors.Join(ErrStopped, err)
+	}
+	if slices.ContainsFunc(report.Locks, func(l FsckLocks) bool { return l.Left() > 0 }) {
+		if report.Locks, err = a.lookAtLocks(ctx, report.Sample, &how); err != nil {
+			report.Stopped = "the repair: " + err.Error()
+			return report, errors.Join(ErrStopped, err)
+		}
 	}
 	affected, err := topicsOfAll(report.Fixes, report.Damage)
 	if err != nil || how.DryRun || len(affected) == 0 {
@@ -294,10 +301,13 @@ func (r *repair) get(ctx context.Context, key string, offset, length int64) ([]b
 func (r *repair) fix(ctx context.Context, f Fix, do func(context.Context) error) error {
 	f.Store = r.name
 	if f.Action != NoWay && !r.opt.DryRun {
-		if err := do(ctx); err != nil {
+		err := do(ctx)
+		if err != nil && (ctx.Err() != nil || transient(err) && !errors.Is(err, objstore.ErrAccess)) {
 			return fmt.Errorf("%s: %w", f.Key, err)
 		}
-		f.Done = true
+		if f.Done = err == nil; err != nil {
+			f.Action, f.Why = NoWay, err.Error() // it is about this object: a lock, a policy
+		}
 	}
 	r.fixes = append(r.fixes, f)
 	if r.opt.Note != nil {
@@ -312,10 +322,14 @@ func (r *repair) put(ctx context.Context, action Action, key string, body []byte
 	if action == Create {
 		write = r.store.PutIfAbsent
 	}
-	if err := write(ctx, key, body); err != nil && !errors.Is(err, objstore.ErrExists) { // an answer may have got lost
+	err := write(ctx, key, body)
+	if err != nil && !errors.Is(err, objstore.ErrExists) { // an answer may have got lost
 		return err
 	}
 	there, err := r.get(ctx, key, 0, -1)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return errors.New("the store has taken it and does not give it: the marker of a deletion lies over it, which has to be removed from the bucket's versions first")
+	}
 	if err != nil {
 		return err
 	}
@@ -723,8 +737,11 @@ func (r *repair) walObject(ctx context.Context, id ulid.ULID) error {
 	f.Action = Rewrite
 	return r.fix(ctx, f, func(ctx context.Context) error {
 		delete(r.bodies, id)
-		r.wal[id].bad = nil
-		return r.put(ctx, Rewrite, key, made)
+		err := r.put(ctx, Rewrite, key, made)
+		if err == nil {
+			r.wal[id].bad = nil
+		}
+		return err
 	})
 }
 

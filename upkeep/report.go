@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/lowlatency"
 )
 
@@ -42,6 +43,7 @@ type FsckReport struct {
 	Unlooked  []Unlooked  `json:"not_looked_at,omitempty"` // partitions, from an offset on
 	Stopped   string      `json:"stopped,omitempty"`       // why the run ended before its time
 	Stores    []FsckStore `json:"stores,omitempty"`        // with --orphans
+	Locks     []FsckLocks `json:"locks,omitempty"`         // of stores with a lock, when all topics are looked at
 	DryRun    bool        `json:"dry_run,omitempty"`
 	Fixes     []Fix       `json:"fixes,omitempty"`         // with --repair; damage is what is left after it
 	Before    []Damage    `json:"damage_before,omitempty"` // it
@@ -119,6 +121,9 @@ func (d *Damage) join(next Damage) {
 
 func (d Damage) remedy() string {
 	past := fmt.Sprintf("what cannot be had again is left behind with `sluice copy --skip-unreadable`, or removed with kafka-delete-records up to offset %d, which removes all before it in the partition, too", d.Last+1)
+	if len(d.Objects) > 0 && strings.HasPrefix(d.Objects[0], diskless.LockedPrefix) && (d.Kind == Missing || d.Kind == Truncated || d.Kind == Garbled) {
+		return "audit objects are never written to by a repair: under lock the object's first version is still in the bucket, below what hides it, and a copy of it under the same key makes it readable again; " + past
+	}
 	switch d.Kind {
 	case Missing:
 		return "restore the object from the bucket's versions or a copy, and look at its lifecycle rules; " + past

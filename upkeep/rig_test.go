@@ -55,13 +55,14 @@ func newRig(t testing.TB, opts ...kfake.Opt) *rig {
 	port := harness.Ports(t, 8)
 	text := fmt.Sprintf(`kafka: { bootstrap: ["%s"] }
 listen: { bootstrap: "127.0.0.1:%d", brokers: "127.0.0.1:%d-%d", advertise: "127.0.0.1", node_ids: "0-2" }
+admin: "127.0.0.1:%d"
 stores: { default: { url: "file://%s" } }
 default_class: control
 topics:
   - { match: "otel-*", class: telemetry }
 classes:
   telemetry: { linger: 20ms, store: default }
-`, strings.Join(k.ListenAddrs(), `", "`), port, port+1, port+6, r.dir)
+`, strings.Join(k.ListenAddrs(), `", "`), port, port+1, port+6, port+7, r.dir)
 	if r.cfg, err = config.Parse("test", []byte(text)); err != nil {
 		t.Fatal(err)
 	}

@@ -53,8 +53,13 @@ type Locker interface {
 	// last; where older markers stand among versions is the server's affair. fn's
 	// error ends it.
 	Versions(ctx context.Context, prefix string, fn func(Version) error) error
-	// LockOf returns the lock of a version.
+	// LockOf returns the lock of a version; "" is the one that counts now. ErrAccess
+	// is also that locks may not be seen.
 	LockOf(ctx context.Context, key, version string) (Lock, error)
+	// SetLock locks a version, or makes its lock last longer; "" is the one that
+	// counts now. What would weaken a lock is ErrAccess; at some servers so is any
+	// other mode.
+	SetLock(ctx context.Context, key, version string, l Lock) error
 	// GetVersion reads a version whole.
 	GetVersion(ctx context.Context, key, version string) ([]byte, error)
 }

@@ -262,7 +262,8 @@ func btoi(b bool) int {
 
 // LockOf implements Locker. It looks at a HEAD's answer, where S3 names the lock
 // to who may read it (s3:GetObjectRetention): servers differ in how they write the
-// answer to the question of its own.
+// answer to the question of its own. That is asked when a HEAD names none, for it
+// tells what is not locked from what may not be seen.
 func (s *S3) LockOf(ctx context.Context, key, version string) (Lock, error) {
 	info, err := s.client.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{VersionID: version})
 	if err != nil {
@@ -270,13 +271,30 @@ func (s *S3) LockOf(ctx context.Context, key, version string) (Lock, error) {
 	}
 	mode := info.Metadata.Get("X-Amz-Object-Lock-Mode")
 	if mode == "" {
-		return Lock{}, nil
+		asked, until, err := s.client.GetObjectRetention(ctx, s.bucket, s.prefix+key, version)
+		switch {
+		case minio.ToErrorResponse(err).Code == "NoSuchObjectLockConfiguration":
+			return Lock{}, nil
+		case err != nil:
+			return Lock{}, s.fault("lock of", key, err)
+		case asked == nil || *asked == "" || until == nil:
+			return Lock{}, nil
+		}
+		return Lock{LockMode(strings.ToLower(string(*asked))), *until}, nil
 	}
 	until, err := time.Parse(time.RFC3339, info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date"))
 	if err != nil {
 		return Lock{}, fmt.Errorf("%v: lock of %s: %w", s, key, err)
 	}
 	return Lock{LockMode(strings.ToLower(mode)), until}, nil
+}
+
+// SetLock implements Locker. It never asks for governance mode to be bypassed.
+func (s *S3) SetLock(ctx context.Context, key, version string, l Lock) error {
+	mode := minio.RetentionMode(strings.ToUpper(string(l.Mode)))
+	until := l.Until.UTC().Truncate(time.Second) // what all servers can read
+	err := s.client.PutObjectRetention(ctx, s.bucket, s.prefix+key, minio.PutObjectRetentionOptions{Mode: &mode, RetainUntilDate: &until, VersionID: version})
+	return s.fault("lock", key, err)
 }
 
 // GetVersion implements Locker.

@@ -208,6 +208,21 @@ func TestS3Answers(t *testing.T) {
 			t.Errorf("%q", b)
 		}
 	})
+	t.Run("a lock that may not be seen is not one that is not there", func(t *testing.T) {
+		for code, want := range map[string]error{"AccessDenied": objstore.ErrAccess, "NoSuchObjectLockConfiguration": nil} {
+			status := map[string]int{"AccessDenied": 403, "NoSuchObjectLockConfiguration": 404}[code]
+			s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodHead {
+					answer("1", "")(w, r) // without a word of locks
+					return
+				}
+				fails(status, code)(w, r)
+			}).(objstore.Locker)
+			if lock, err := s.LockOf(t.Context(), "k", ""); !errors.Is(err, want) || lock != (objstore.Lock{}) {
+				t.Errorf("%s: %v, %v", code, lock, err)
+			}
+		}
+	})
 	t.Run("the body's checksum goes along", func(t *testing.T) {
 		var sum atomic.Value
 		s := serve(t, func(w http.ResponseWriter, r *http.Request) { sum.Store(r.Header.Get("x-amz-checksum-crc32c")) })

@@ -78,6 +78,7 @@ func LockSuite(t *testing.T, open func(t *testing.T, rule objstore.LockRule) (ob
 			if err := remove("free/a", free[0].ID); err != nil {
 				t.Errorf("what is not locked cannot be removed: %v", err)
 			}
+			locks(t, s, mode)
 			// Another key between them, with a marker only on one.
 			put(t, s, "locked/c", []byte("c"))
 			if err := s.Delete(t.Context(), "locked/c"); err != nil {
@@ -102,6 +103,34 @@ func LockSuite(t *testing.T, open func(t *testing.T, rule objstore.LockRule) (ob
 				t.Errorf("%q, %v", got, err)
 			}
 		})
+	}
+}
+
+// locks is about locks that are set and changed after the put.
+func locks(t *testing.T, s objstore.Locker, mode objstore.LockMode) {
+	other := map[objstore.LockMode]objstore.LockMode{objstore.Governance: objstore.Compliance, objstore.Compliance: objstore.Governance}[mode]
+	put(t, s, "free/b", []byte("free"))
+	soon, late := time.Now().Add(time.Hour).Truncate(time.Second), time.Now().Add(2*time.Hour).Truncate(time.Second)
+	for _, c := range []struct {
+		name string
+		set  objstore.Lock
+		want error
+		then objstore.Lock
+	}{
+		{"where there was none", objstore.Lock{Mode: mode, Until: soon}, nil, objstore.Lock{Mode: mode, Until: soon}},
+		{"longer", objstore.Lock{Mode: mode, Until: late}, nil, objstore.Lock{Mode: mode, Until: late}},
+		{"shorter", objstore.Lock{Mode: mode, Until: soon}, objstore.ErrAccess, objstore.Lock{Mode: mode, Until: late}},
+		{"in another mode", objstore.Lock{Mode: other, Until: late}, objstore.ErrAccess, objstore.Lock{Mode: mode, Until: late}},
+	} {
+		if err := s.SetLock(t.Context(), "free/b", "", c.set); !errors.Is(err, c.want) {
+			t.Errorf("a lock %s: %v", c.name, err)
+		}
+		if is, err := s.LockOf(t.Context(), "free/b", ""); err != nil || is.Mode != c.then.Mode || !is.Until.Equal(c.then.Until) {
+			t.Errorf("after a lock %s: %v, %v", c.name, is, err)
+		}
+	}
+	if _, err := s.LockOf(t.Context(), "free/none", ""); !errors.Is(err, objstore.ErrNotFound) {
+		t.Errorf("lock of what is not there: %v", err)
 	}
 }
 
