@@ -3,6 +3,7 @@ package upkeep
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -544,5 +545,40 @@ func TestMend(t *testing.T) {
 	}
 	if done != 1 {
 		t.Errorf("%+v", report.Fixes)
+	}
+}
+
+// An object that the store does not let be written is named with the reason, and the
+// others are repaired; a store that does not answer ends it.
+func TestRepairGoesOnWhereTheStoreRefuses(t *testing.T) {
+	for _, refusal := range []error{objstore.ErrAccess, objstore.ErrUnavailable} {
+		s := newStored(t, rand.New(rand.NewPCG(1, 2)), 12)
+		segments := s.keys(segment.DataPrefix)
+		whole := s.get(segments[1])
+		s.change(segments[0], flip(60))
+		s.change(segments[1], flip(60))
+		spoilt := s.get(segments[0])
+		faulty := objstore.NewFaulty(s.store)
+		faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+			if op == objstore.OpPut && key == segments[0] {
+				return objstore.Fault{Err: refusal}
+			}
+			return objstore.Fault{}
+		})
+		fixes, err := (&Access{Stores: map[string]diskless.StoreHandle{"default": {Store: faulty}}}).Repair(t.Context(), RepairOptions{leftOver: time.Nanosecond})
+		if refusal == objstore.ErrUnavailable {
+			if !errors.Is(err, refusal) || len(fixes) > 0 {
+				t.Errorf("%v: %+v", err, fixes)
+			}
+			continue
+		}
+		if err != nil || len(fixes) != 2 || !bytes.Equal(s.get(segments[0]), spoilt) || !bytes.Equal(s.get(segments[1]), whole) {
+			t.Errorf("%v: %+v", err, fixes)
+		}
+		for _, f := range fixes {
+			if f.Done != (f.Key == segments[1]) || strings.Contains(f.Why, "refuses access") == f.Done {
+				t.Errorf("%+v", f)
+			}
+		}
 	}
 }
