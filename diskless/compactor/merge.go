@@ -59,7 +59,7 @@ func (c *Compactor) merge(ctx context.Context, now time.Time) (more bool, err er
 		start, end time.Time
 		windows    []segment.Window
 	}
-	var slices []slice
+	var ripe []slice
 	// The folder of the hour before, so that what is behind is whole.
 	after := strings.TrimSuffix(segment.FolderPrefix(segment.Level1, now.Add(-mergeWithin-segment.Level1.Span())), "/")
 	err = c.store.List(ctx, segment.LevelPrefix(segment.Level1), after, func(i objstore.Info) error {
@@ -74,10 +74,10 @@ func (c *Compactor) merge(ctx context.Context, now time.Time) (more bool, err er
 		case end.After(now.Add(-c.limits.MinAge)):
 			return errEnough
 		}
-		if n := len(slices); n == 0 || !slices[n-1].start.Equal(start) {
-			slices = append(slices, slice{start: start, end: end})
+		if n := len(ripe); n == 0 || !ripe[n-1].start.Equal(start) {
+			ripe = append(ripe, slice{start: start, end: end})
 		}
-		last := &slices[len(slices)-1]
+		last := &ripe[len(ripe)-1]
 		last.windows = append(last.windows, w)
 		return nil
 	})
@@ -86,7 +86,7 @@ func (c *Compactor) merge(ctx context.Context, now time.Time) (more bool, err er
 	}
 	all, failures := true, 0
 	var failed error
-	for n, s := range slices {
+	for n, s := range ripe {
 		if len(s.windows) < 2 || c.merged[s.start] == len(s.windows) {
 			continue
 		}
@@ -115,14 +115,13 @@ func (c *Compactor) merge(ctx context.Context, now time.Time) (more bool, err er
 		if c.opt.Progress != nil {
 			c.opt.Progress(c.now)
 		}
-		if c.now.Merged > before && n < len(slices)-1 && time.Since(now) > c.limits.Window {
+		if c.now.Merged > before && n < len(ripe)-1 && time.Since(now) > c.limits.Window {
 			return true, failed
 		}
 	}
 	if all {
 		// When the next slice has ended for long enough.
-		ripe := now.Add(-c.limits.MinAge).UTC()
-		_, end := slot(ulid.MustNew(ulid.Timestamp(ripe), nil), length)
+		_, end := slot(ulid.MustNew(ulid.Timestamp(now.Add(-c.limits.MinAge)), nil), length)
 		c.nextMerge = end.Add(c.limits.MinAge)
 	}
 	return false, failed
