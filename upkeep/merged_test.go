@@ -2,7 +2,10 @@ package upkeep
 
 import (
 	"context"
+	"math/rand/v2"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/compactor"
 	"github.com/sluice-kafka/sluice/diskless/gc"
+	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
 	"github.com/sluice-kafka/sluice/tiers"
@@ -93,5 +97,73 @@ func TestFsckOfWhatWasMerged(t *testing.T) {
 	fixes, err := a.Repair(t.Context(), RepairOptions{leftOver: time.Nanosecond})
 	if err != nil || len(fixes) > 0 {
 		t.Errorf("a repair: %+v, %v", fixes, err)
+	}
+}
+
+// A collector dies at each of its requests in turn: whatever it has deleted of what was
+// merged, all can be read, and a repair finds nothing wrong. The next one goes on.
+func TestCollectorOfMergedWindowsDiesAnywhere(t *testing.T) {
+	timing := gc.Timing{Margin: time.Hour, Grace: time.Millisecond, Apart: time.Millisecond, Missed: time.Hour}
+	other := objstore.NewMemory()
+	if _, err := keyring.Open(t.Context(), other, "cluster", keyring.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	marker, err := other.Get(t.Context(), keyring.MarkerKey, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	partly, n := 0, 0
+	for done := false; !done; n += 3 {
+		s := newMerged(t, rand.New(rand.NewPCG(5, 6)), 12, time.Hour)
+		s.put(keyring.MarkerKey, marker)
+		one := len(s.keys(segment.LevelPrefix(segment.Level1)))
+		data := len(s.keys(segment.DataPrefix))
+		faulty := objstore.NewFaulty(s.store)
+		asked := 0
+		var mu sync.Mutex
+		collect := func() error {
+			time.Sleep(2 * time.Millisecond)
+			_, err := gc.New(gc.Options{
+				Name: "default", Store: faulty, Kafka: allKept{"cluster", []string{"otel-0", "otel-1", "otel-2"}}, MinAge: time.Millisecond, Timing: timing,
+				DeletesPerSecond: 100_000, Logger: zerolog.Nop(), Concurrency: 1,
+			}).Pass(t.Context())
+			return err
+		}
+		faulty.Decide(func(objstore.Op, string) objstore.Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if asked++; asked > n {
+				return objstore.Fault{Err: objstore.ErrUnavailable}
+			}
+			return objstore.Fault{}
+		})
+		_ = collect()
+		done = asked <= n
+		if left := len(s.keys(segment.DataPrefix)); left < data && !done {
+			partly++
+		}
+		check := func(when string) {
+			t.Helper()
+			if slices.Contains(s.readable(), false) {
+				t.Fatalf("%s, after %d requests: something cannot be read", when, n)
+			}
+			if fixes := s.repair(RepairOptions{}); len(fixes) > 0 {
+				t.Fatalf("%s, after %d requests: a repair would %+v", when, n, fixes)
+			}
+		}
+		check("killed")
+		faulty.Decide(nil)
+		for range 3 {
+			if err := collect(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check("collected")
+		if left, wal := len(s.keys(segment.LevelPrefix(segment.Level1))), s.keys(diskless.WALPrefix); left == one || len(wal) > 0 {
+			t.Fatalf("after %d requests: %d of %d windows of level 1 and %d WAL objects are left", n, left, one, len(wal))
+		}
+	}
+	if partly < 5 {
+		t.Errorf("of %d kills, %d were between deletions", n, partly)
 	}
 }
