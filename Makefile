@@ -31,10 +31,10 @@ BENCH_GO_ARGS ?=
 bench: linters ## Go benchmarks of the previous commit and of the tree, compared (BENCH_BASE, BENCH_PKGS, BENCH_COUNT)
 	@BENCH_BASE='$(BENCH_BASE)' BENCH_PKGS='$(BENCH_PKGS)' BENCH_COUNT='$(BENCH_COUNT)' BENCH_GO_ARGS='$(BENCH_GO_ARGS)' tools/bench.sh
 
-BENCH_ARGS ?= -rounds 5 -steady 15s -warm-up 3s -bulk 128
+BENCH_ARGS ?= -rounds 5 -steady 5s -warm-up 2s -bulk 64
 
-bench-tiers: ## compare direct Kafka with both tiers, side by side, for some minutes
-	go test -count=1 -v -run TestTiersSideBySide -timeout 60m ./benchmarks -args $(BENCH_ARGS)
+bench-tiers: ## compare direct Kafka with both tiers, whole and by part, in under eight minutes
+	SLUICE_LONG=1 go test -count=1 -v -run 'TestTiersSideBySide|TestLongTiersByPart' -timeout 60m ./benchmarks -args $(BENCH_ARGS)
 
 PEERS_ARGS ?= -peer-rounds 7 -peer-steady 4s -peer-warm-up 1s -peer-turn 1s -peer-bulk 256 -peer-idle 2000
 

@@ -3,7 +3,6 @@ package benchmarks_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -23,9 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/config"
@@ -35,7 +32,6 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/segment"
 	"github.com/sluice-kafka/sluice/harness"
 	"github.com/sluice-kafka/sluice/lowlatency"
-	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/server"
 )
 
@@ -100,7 +96,7 @@ func TestLongReplayBesideRawGets(t *testing.T) {
 	makeTopic(t, admin, "control", 1)
 	makeTopic(t, admin, "inline", int32(*replayPartitions))
 	batch := recordBatch(*replayBatch)
-	fill(t, k.Bootstrap()[0], "inline", batch)
+	replayLoad("inline", batch).fill(t, k.Bootstrap()[0])
 
 	at := func(endpoint, prefix string) string {
 		return fmt.Sprintf(`{ url: "s3://%s/%s", endpoint: "%s", access_key: "%s", secret_key: "%s" }`, s3.Bucket, prefix, endpoint, s3.AccessKey, s3.SecretKey)
@@ -143,19 +139,19 @@ limits: { memory_bytes: %s }
 `, store, *replayMemory)
 }
 
-func replayBatches(batch []byte) int { return *replayMiB << 20 / *replayPartitions / len(batch) }
-
-// replayBytes are those of the batches of all partitions.
-func replayBytes(batch []byte) float64 {
-	return float64(replayBatches(batch) * *replayPartitions * len(batch))
+func replayLoad(topic string, batch []byte) rawLoad {
+	return rawLoad{
+		topic: topic, batch: batch, batches: *replayMiB << 20 / *replayPartitions / len(batch), partitions: *replayPartitions,
+		clients: *replayConsumers, inFlight: 64, fetch: *replayFetch,
+	}
 }
 
 // ingest writes the topic, compacts it and collects what then nothing needs any
 // more.
 func (r *replayed) ingest(t *testing.T, k *harness.Kafka, store, topic string, batch []byte) {
-	gb := replayBytes(batch) / 1e9
+	gb := replayLoad(topic, batch).bytes() / 1e9
 	s := startSluice(t, k, replayConfig(store))
-	fill(t, s.diskless(int(k.Nodes()[0])), topic, batch)
+	replayLoad(topic, batch).fill(t, s.diskless(int(k.Nodes()[0])))
 	puts := s.metric(t, "sluice_objstore_requests_total", `op="put"`, `outcome="ok"`)
 	r.puts = puts / gb
 
@@ -172,7 +168,7 @@ func (r *replayed) ingest(t *testing.T, k *harness.Kafka, store, topic string, b
 	list(t, opened, segment.DataPrefix, func(i objstore.Info) { segments++; segmentBytes += float64(i.Size) })
 	list(t, opened, segment.WindowsPrefix, func(objstore.Info) { windows++ })
 	r.compactGets, r.compactPuts = wal/gb, (segments+windows)/gb
-	r.amplified = segmentBytes / replayBytes(batch)
+	r.amplified = segmentBytes / replayLoad(topic, batch).bytes()
 
 	opt, err := server.ClusterOptions(cfg, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
@@ -204,7 +200,7 @@ func (r *replayed) ingest(t *testing.T, k *harness.Kafka, store, topic string, b
 		}
 	}
 	list(t, opened, "", func(i objstore.Info) { r.stored += float64(i.Size) })
-	r.stored /= replayBytes(batch)
+	r.stored /= replayLoad(topic, batch).bytes()
 	t.Logf("%s: %.0f PUTs/GB; compacted by %.0f GETs, %.0f PUTs and %.2f CPU s/GB; %.4f bytes stored for a byte", r.store, r.puts, r.compactGets, r.compactPuts, r.compactCPU, r.stored)
 }
 
@@ -233,7 +229,7 @@ func list(t *testing.T, store objstore.Store, prefix string, fn func(objstore.In
 func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, batch []byte, round int) {
 	s := startSluice(t, k, replayConfig(store))
 	opened, _ := openReplayStore(t, s.config)
-	size := replayBytes(batch)
+	size := replayLoad(topic, batch).bytes()
 	control := startControl(t, s.bootstrap)
 	time.Sleep(*replayControl)
 	r.idle = append(r.idle, control.end())
@@ -245,12 +241,12 @@ func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, ba
 			t.Logf("%s: raw GETs: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
 		},
 		func() {
-			run := measure(t, s, size, func() { replay(t, s.diskless(int(k.Nodes()[0])), topic, batch) })
+			run := measure(t, s, size, func() { replayLoad(topic, batch).consume(t, s.diskless(int(k.Nodes()[0]))) })
 			r.sluice = append(r.sluice, run)
 			t.Logf("%s: sluice: %.0f MB/s, %.2f CPU s/GB, machine %.0f %% busy, %.0f GETs/GB, %.3f bytes read for a byte, %s resident", r.store, run.mb, run.cpu, 100*run.busy, run.gets, run.read, humanize.IBytes(uint64(run.replicaMax)))
 		},
 		func() {
-			run := measure(t, s, size, func() { replay(t, k.Bootstrap()[0], "inline", batch) })
+			run := measure(t, s, size, func() { replayLoad("inline", batch).consume(t, k.Bootstrap()[0]) })
 			r.direct = append(r.direct, run)
 			t.Logf("%s: Kafka: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
 		},
@@ -304,115 +300,6 @@ func readRaw(t *testing.T, store objstore.Store) {
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
-}
-
-// eachConsumer runs fn for each part of the partitions at once.
-func eachConsumer(t *testing.T, addr string, fn func(c *rawClient, partitions []int32) error) {
-	t.Helper()
-	var g errgroup.Group
-	var partitions []int32
-	for i := range *replayPartitions {
-		partitions = append(partitions, int32(i))
-	}
-	for part := range slices.Chunk(partitions, max(1, *replayPartitions / *replayConsumers)) {
-		g.Go(func() error {
-			c, err := dialRaw(addr)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return fn(c, part)
-		})
-	}
-	if err := g.Wait(); err != nil {
-		t.Fatalf("%s: %v", addr, err)
-	}
-}
-
-// fill writes the same batch over and over.
-func fill(t *testing.T, addr, topic string, batch []byte) {
-	t.Helper()
-	eachConsumer(t, addr, func(c *rawClient, partitions []int32) error {
-		const inFlight = 64
-		room, failed := make(chan struct{}, inFlight), make(chan struct{})
-		defer close(failed)
-		n := replayBatches(batch) * len(partitions)
-		sent := make(chan error, 1)
-		go func() {
-			for i := range n {
-				select {
-				case room <- struct{}{}:
-				case <-failed:
-					return
-				}
-				if _, err := c.Write(produceFrame(topic, partitions[i%len(partitions)], batch)); err != nil {
-					sent <- err
-					return
-				}
-			}
-		}()
-		for range n {
-			if err := c.produced(); err != nil {
-				select {
-				case why := <-sent:
-					err = errors.Join(err, why)
-				default:
-				}
-				return err
-			}
-			<-room
-		}
-		return nil
-	})
-}
-
-// replay reads what fill wrote, and expects every batch in its place.
-func replay(t *testing.T, addr, topic string, batch []byte) {
-	t.Helper()
-	records := int64(wire.Batch(batch).NumRecords())
-	end := int64(replayBatches(batch)) * records
-	eachConsumer(t, addr, func(c *rawClient, partitions []int32) error {
-		at := make(map[int32]int64)
-		for len(partitions) > 0 {
-			req := kmsg.NewPtrFetchRequest()
-			req.MaxWaitMillis, req.MinBytes, req.MaxBytes, req.SessionEpoch = 500, 1, 50<<20, -1
-			rt := kmsg.NewFetchRequestTopic()
-			rt.Topic = topic
-			for _, p := range partitions {
-				rp := kmsg.NewFetchRequestTopicPartition()
-				rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes, rp.CurrentLeaderEpoch = p, at[p], int32(*replayFetch), -1
-				rt.Partitions = append(rt.Partitions, rp)
-			}
-			req.Topics = append(req.Topics, rt)
-			if _, err := c.Write(encodeRequest(req, fetchVersion, 1)); err != nil {
-				return err
-			}
-			body, err := c.receive(true)
-			if err != nil {
-				return err
-			}
-			resp := kmsg.NewPtrFetchResponse()
-			resp.SetVersion(fetchVersion)
-			if err := resp.ReadFrom(body); err != nil {
-				return err
-			}
-			for _, got := range resp.Topics[0].Partitions {
-				if err := kerr.ErrorForCode(got.ErrorCode); err != nil {
-					return err
-				}
-				p := got.Partition
-				for b := got.RecordBatches; len(b) >= len(batch); b = b[len(batch):] {
-					// The broker sets the offset and the leader epoch, which come first.
-					if offset := wire.Batch(b).BaseOffset(); offset != at[p] || !bytes.Equal(b[brokersOwn:len(batch)], batch[brokersOwn:]) {
-						return fmt.Errorf("partition %d: a batch at offset %d, expected %d, or it was changed", p, offset, at[p])
-					}
-					at[p] += records
-				}
-			}
-			partitions = slices.DeleteFunc(slices.Clone(partitions), func(p int32) bool { return at[p] >= end })
-		}
-		return nil
-	})
 }
 
 // controlTraffic is a record of 1 KiB every 5 ms.

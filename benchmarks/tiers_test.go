@@ -1,23 +1,23 @@
 package benchmarks_test
 
 import (
-	"bufio"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
+	"math"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
-	"text/tabwriter"
 	"time"
 
-	"github.com/dustin/go-humanize"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 
 	"github.com/sluice-kafka/sluice/benchmarks"
 	"github.com/sluice-kafka/sluice/harness"
@@ -36,13 +36,13 @@ var (
 // sluiceProcess is a replica in a process of its own, as in production: it does
 // not share its garbage collector with the load.
 type sluiceProcess struct {
-	bootstrap string
-	admin     string
-	log       string
-	pid       int
-	diskless  func(node int) string // its diskless face
-	program   string
-	config    string
+	bootstrap            string
+	admin                string
+	log                  string
+	pid                  int
+	lowLatency, diskless func(node int) string // a broker's faces
+	program              string
+	config               string
 }
 
 const nodeIDs = 8
@@ -59,7 +59,8 @@ func startSluice(t *testing.T, k *harness.Kafka, configuration string) *sluicePr
 	port := harness.Ports(t, 2+2*nodeIDs)
 	p := &sluiceProcess{
 		bootstrap: fmt.Sprintf("127.0.0.1:%d", port), admin: fmt.Sprintf("127.0.0.1:%d", port+1), log: filepath.Join(dir, "log"),
-		diskless: func(node int) string { return fmt.Sprintf("127.0.0.1:%d", port+2+2*node+1) }, program: program, config: filepath.Join(dir, "sluice.yaml"),
+		lowLatency: func(node int) string { return fmt.Sprintf("127.0.0.1:%d", port+2+2*node) },
+		diskless:   func(node int) string { return fmt.Sprintf("127.0.0.1:%d", port+2+2*node+1) }, program: program, config: filepath.Join(dir, "sluice.yaml"),
 	}
 	text := fmt.Sprintf(`kafka:
   bootstrap: ["%s"]
@@ -130,7 +131,7 @@ topics:
 		through("telemetry", "-telemetry"),
 	}
 	reports := map[string]*benchmarks.Report{}
-	var puts []float64
+	puts := map[string][]float64{}
 	for _, name := range []string{"steady", "bulk"} {
 		w, err := benchmarks.Load(name)
 		if err != nil {
@@ -151,7 +152,9 @@ topics:
 		r.Print(os.Stdout)
 		reports[name] = r
 		if name == "steady" {
-			puts = putQuantiles(t, s, 0.5, 0.99)
+			for _, class := range []string{"enrichment", "telemetry"} {
+				puts[class] = putQuantiles(t, s, class, 0.5, 0.99)
+			}
 		}
 		for _, sum := range r.Summaries {
 			if sum.Rounds != *rounds || sum.Errors > 0 || sum.Missing+sum.Doubled+sum.Changed > 0 {
@@ -177,80 +180,97 @@ topics:
 	printTierGoals(reports["steady"], reports["bulk"], puts)
 }
 
-// putQuantiles are upper bounds in ms, of all PUTs since sluice began.
-func putQuantiles(t *testing.T, s *sluiceProcess, quantiles ...float64) (ms []float64) {
+// putQuantiles are ms of the PUTs of a class since sluice began, by the native
+// histogram, and within a bucket, a twentieth wide, by its middle.
+func putQuantiles(t *testing.T, s *sluiceProcess, class string, quantiles ...float64) (ms []float64) {
 	t.Helper()
-	resp, err := http.Get("http://" + s.admin + "/metrics")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.admin+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", string(expfmt.NewFormat(expfmt.TypeProtoDelim))) // text has no native histograms
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var bounds, below []float64 // below each bound, of all stores and classes
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		m := putBucket.FindStringSubmatch(lines.Text())
-		if m == nil {
-			continue
+	var h *dto.Histogram
+	for in := expfmt.NewDecoder(resp.Body, expfmt.ResponseFormat(resp.Header)); ; {
+		var family dto.MetricFamily
+		if err := in.Decode(&family); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
 		}
-		le, err1 := strconv.ParseFloat(m[1], 64)
-		n, err2 := strconv.ParseFloat(m[2], 64)
-		if err1 != nil || err2 != nil {
-			t.Fatal(lines.Text())
+		for _, m := range family.GetMetric() {
+			if family.GetName() == "sluice_diskless_put_seconds" && len(m.GetLabel()) == 1 && m.GetLabel()[0].GetValue() == class {
+				h = m.GetHistogram()
+			}
 		}
-		i, found := slices.BinarySearch(bounds, le)
-		if !found {
-			bounds, below = slices.Insert(bounds, i, le), slices.Insert(below, i, 0)
-		}
-		below[i] += n
 	}
-	if len(bounds) == 0 || below[len(below)-1] == 0 {
-		t.Fatal("sluice has measured no PUT")
+	if h.GetSampleCount() == 0 || len(h.GetPositiveSpan()) == 0 {
+		t.Fatalf("sluice has measured no PUT of %s", class)
+	}
+	width := math.Exp2(math.Exp2(-float64(h.GetSchema())))
+	var middles, counts []float64
+	index, count := int32(0), int64(0)
+	deltas := h.GetPositiveDelta()
+	for _, span := range h.GetPositiveSpan() {
+		index += span.GetOffset()
+		for range span.GetLength() {
+			count += deltas[0]
+			deltas = deltas[1:]
+			middles, counts = append(middles, math.Pow(width, float64(index)-0.5)*1e3), append(counts, float64(count))
+			index++
+		}
 	}
 	for _, q := range quantiles {
-		i := slices.IndexFunc(below, func(n float64) bool { return n >= q*below[len(below)-1] })
-		ms = append(ms, bounds[i]*1e3)
+		left := q * float64(h.GetSampleCount())
+		i := 0
+		for ; i < len(counts)-1 && left > counts[i]; i++ {
+			left -= counts[i]
+		}
+		ms = append(ms, middles[i])
 	}
 	return ms
 }
 
-var putBucket = regexp.MustCompile(`^sluice_diskless_put_seconds_bucket\{(?:.*,)?le="([^"]+)"\} (\S+)`)
-
 // printTierGoals says which goals of the diskless classes a run met.
-func printTierGoals(steady, bulk *benchmarks.Report, puts []float64) {
-	fmt.Printf("\nGoals (PUT p50 ≤ %.0f ms, p99 ≤ %.0f ms, by the histogram's buckets):\n\n", puts[0], puts[1])
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
-	row := func(cells ...string) { fmt.Fprintln(w, "| "+strings.Join(cells, "\t| ")+"\t|") }
-	row("goal", "class", "bound", "measured", "")
-	row(slices.Repeat([]string{"---"}, 5)...)
-	goal := func(what, class, unit string, bound, measured float64) {
-		verdict := "missed"
-		if measured <= bound {
-			verdict = "met"
-		}
-		row(what, class, fmt.Sprintf("%.4g %s", bound, unit), fmt.Sprintf("%.4g %s", measured, unit), verdict)
-	}
-	acked := func(target, measure string) float64 {
+func printTierGoals(steady, bulk *benchmarks.Report, puts map[string][]float64) {
+	m := newMarkdown()
+	m.head("Goals; p is of a Mann–Whitney test over the rounds, for what was measured in each of them:", "goal", "class", "bound", "measured", "p", "")
+	acked := func(target, measure string) []float64 {
 		i := slices.IndexFunc(steady.Summaries, func(s benchmarks.Summary) bool { return s.Target == target })
-		return steady.Summaries[i].Measures[measure].Median
+		return steady.Summaries[i].Measures[measure].Rounds
 	}
 	lingers := map[string]float64{"enrichment": 50, "telemetry": 250} // ms, the classes' defaults
-	for _, class := range slices.Sorted(maps.Keys(lingers)) {
-		goal("ack p50 ≤ linger/2 + PUT p50 + direct p50 + 5 ms", class, "ms", lingers[class]/2+puts[0]+acked("direct", "produce_p50_ms")+5, acked(class, "produce_p50_ms"))
-		goal("ack p99 ≤ linger + PUT p99 + direct p99 + 10 ms", class, "ms", lingers[class]+puts[1]+acked("direct", "produce_p99_ms")+10, acked(class, "produce_p99_ms"))
+	for _, class := range slices.Sorted(maps.Keys(puts)) {
+		for _, g := range []struct {
+			what, measure, quantile string
+			apart                   float64 // ms, without direct Kafka
+		}{
+			{"ack p50 ≤ linger/2 + PUT p50 + direct p50 + 5 ms", "produce_p50_ms", fmt.Sprintf("PUT p50 %.1f ms", puts[class][0]), lingers[class]/2 + puts[class][0] + 5},
+			{"ack p99 ≤ linger + PUT p99 + direct p99 + 10 ms", "produce_p99_ms", fmt.Sprintf("PUT p99 %.1f ms", puts[class][1]), lingers[class] + puts[class][1] + 10},
+		} {
+			measured, bound := acked(class, g.measure), slices.Clone(acked("direct", g.measure))
+			for i := range bound {
+				bound[i] += g.apart
+			}
+			said, p := verdict(measured, bound)
+			m.row(g.what, class, fmt.Sprintf("%.4g ms (%s)", median(bound), g.quantile), spreadText("%.4g", measured)+" ms", p, said)
+		}
 	}
-	lowLatency := bulk.Usage[1].Proxy.CPUSecondsPerGB
-	for _, u := range bulk.Usage[2:] {
-		goal("CPU a GB, produced and fetched, ≤ 2.5 × low latency's", u.Target, "s/GB", 2.5*lowLatency, u.Proxy.CPUSecondsPerGB)
-		goal("bytes left in Kafka ≤ 1 % of the payload", u.Target, "%", 1, 100*u.KafkaShare)
+	for _, r := range []*benchmarks.Report{steady, bulk} {
+		for _, u := range r.Usage[2:] {
+			said := "missed"
+			if u.KafkaShare <= 0.01 {
+				said = "met"
+			}
+			if r == steady {
+				said = "no goal: batches are of what came meanwhile"
+			}
+			m.row("bytes left in Kafka ≤ 1 % of the payload", u.Target+", "+r.Workload.Name, "1 %", fmt.Sprintf("%.2f %%", 100*u.KafkaShare), "–", said)
+		}
 	}
-	_ = w.Flush()
-	fmt.Print("\nWhat 40 GiB/s would need, if CPU and requests grow with the load as in bulk, each byte is consumed once, and half of each core is to spare:\n\n")
-	row("tier", "GiB/s per core", "cores", "PUT/s", "GET/s", "GiB/s left on Kafka, one replica")
-	row(slices.Repeat([]string{"---"}, 6)...)
-	const target, gib = 40.0, 1 << 30
-	for _, u := range bulk.Usage[1:] {
-		perCore := u.PayloadBytes / gib / u.Proxy.CPUSeconds
-		each := func(n float64) string { return humanize.Comma(int64(n / u.PayloadBytes * target * gib)) }
-		row(u.Target, fmt.Sprintf("%.3f", perCore), fmt.Sprintf("%.0f", 2*target/perCore), each(u.Proxy.Puts), each(u.Proxy.Gets), fmt.Sprintf("%.2f", target*u.KafkaShare))
-	}
-	_ = w.Flush()
+	m.end()
 }
