@@ -114,7 +114,13 @@ func (j *JVM) Tool(t testing.TB, tool string, args ...string) string {
 // TryTool is Tool for one that may fail.
 func (j *JVM) TryTool(t testing.TB, tool string, args ...string) JavaResult {
 	t.Helper()
-	return j.run(toolClass(t, tool, j.before4), "", args)
+	return j.Pipe(t, "", tool, args...)
+}
+
+// Pipe is TryTool with in as the tool's standard input.
+func (j *JVM) Pipe(t testing.TB, in, tool string, args ...string) JavaResult {
+	t.Helper()
+	return j.run(toolClass(t, tool, j.before4), in, args)
 }
 
 // Java runs a program of harness/java, with in as its standard input. The test

@@ -32,6 +32,12 @@ const kafkaVariable = "SLUICE_KAFKA"
 // OnKafka is the environment of a process whose tests run this release.
 func OnKafka(version string) []string { return append(os.Environ(), kafkaVariable+"="+version) }
 
+// OtherKafka reports whether another release stands in for DefaultKafka.
+func OtherKafka() bool {
+	v := os.Getenv(kafkaVariable)
+	return v != "" && v != DefaultKafka
+}
+
 // KafkaOptions choose a cluster. The zero value is three brokers, ids 1 to 3,
 // of the release that tests run.
 type KafkaOptions struct {

@@ -391,13 +391,13 @@ func TestLongGroupTools(t *testing.T) {
 		x.contains(both("--describe"), "GROUP "+topic+" 0 7 20 13")
 	}
 	both("--reset-offsets", "--execute", "--topic", topics[1], "--to-offset", "3")
-	x.equal("kafka-consumer-groups", "--describe", "--state", "--group", groups[0])
-	x.equal("kafka-consumer-groups", "--describe", "--members", "--group", groups[0])
+	x.equal("", "kafka-consumer-groups", "--describe", "--state", "--group", groups[0])
+	x.equal("", "kafka-consumer-groups", "--describe", "--members", "--group", groups[0])
 	read(13 + 17) // from there
 	x.contains(both("--describe"), "GROUP "+topics[1]+" 0 20 20 0")
 	both("--delete-offsets", "--topic", topics[1])
 	both("--delete")
-	if list := x.equal("kafka-consumer-groups", "--list"); strings.Contains(list, "reset-") {
+	if list := x.equal("", "kafka-consumer-groups", "--list"); strings.Contains(list, "reset-") {
 		t.Errorf("deleted groups are listed:\n%s", list)
 	}
 }
