@@ -225,7 +225,7 @@ func TestLongMirrorMakerGetsPayloads(t *testing.T) {
 			produce(all[:total/4])
 			tg.turn(t, 2)
 			produce(all[total/4 : total/2])
-			franzMember()(t, tg.bootstrap, group, topic, total/2)
+			same(t, "the group", all[:total/2], franzMember()(t, tg.bootstrap, group, topic, total/2), true)
 			// It translates offsets to what is not later, but need not be the same.
 			eventually(t, "the group is known", func() (bool, string) {
 				if ended, err := mirror.Ended(); ended {
