@@ -25,6 +25,7 @@ type rawLoad struct {
 	inFlight   int // of each client
 	fetch      int // max.partition.fetch.bytes
 	idempotent bool
+	acked      func() // of each batch, or nil
 }
 
 // bytes are those of the batches of all partitions.
@@ -129,6 +130,9 @@ func (l rawLoad) fill(t *testing.T, addr string) {
 				return err
 			}
 			<-room
+			if l.acked != nil {
+				l.acked()
+			}
 		}
 		return nil
 	})
