@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -60,17 +59,19 @@ type replayed struct {
 	compactPuts             float64
 	compactCPU              float64 // seconds for a GB
 	raw, direct, sluice     []replayRun
-	idle                    [][]float64 // ms that control records took beside nothing
+	idle                    [][2][]float64 // ms that control records took beside nothing
 }
 
 type replayRun struct {
-	mb         float64 // a second
-	cpu        float64 // of the replica, seconds for a GB
-	busy       float64 // the machine, 0 to 1
-	gets       float64 // for a GB, with what leads to segments
-	read       float64 // bytes for a byte given
-	control    []float64
-	replicaMax float64 // resident bytes
+	mb         float64      // a second
+	cpu        float64      // of the replica, seconds for a GB
+	busy       float64      // the machine, 0 to 1
+	gets       float64      // for a GB, with what leads to segments
+	read       float64      // bytes for a byte given
+	control    [2][]float64 // ms, through the replica and to the broker
+	replicaMax float64      // resident bytes
+	turn       float64      // ms that a thread of the replica waited for a CPU, each time it could run
+	queued     float64      // ms, p99, that work of the replica waited for one of its threads
 }
 
 // Every byte of a compacted topic is read once and unchanged by consumers that do
@@ -230,23 +231,23 @@ func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, ba
 	s := startSluice(t, k, replayConfig(store))
 	opened, _ := openReplayStore(t, s.config)
 	size := replayLoad(topic, batch).bytes()
-	control := startControl(t, s.bootstrap)
+	control := startControls(t, s, k)
 	time.Sleep(*replayControl)
 	r.idle = append(r.idle, control.end())
 
 	routes := []func(){
 		func() {
-			run := measure(t, s, size, func() { readRaw(t, opened) })
+			run := measure(t, s, k, size, func() { readRaw(t, opened) })
 			r.raw = append(r.raw, run)
 			t.Logf("%s: raw GETs: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
 		},
 		func() {
-			run := measure(t, s, size, func() { replayLoad(topic, batch).consume(t, s.diskless(int(k.Nodes()[0]))) })
+			run := measure(t, s, k, size, func() { replayLoad(topic, batch).consume(t, s.diskless(int(k.Nodes()[0]))) })
 			r.sluice = append(r.sluice, run)
 			t.Logf("%s: sluice: %.0f MB/s, %.2f CPU s/GB, machine %.0f %% busy, %.0f GETs/GB, %.3f bytes read for a byte, %s resident", r.store, run.mb, run.cpu, 100*run.busy, run.gets, run.read, humanize.IBytes(uint64(run.replicaMax)))
 		},
 		func() {
-			run := measure(t, s, size, func() { replayLoad("inline", batch).consume(t, k.Bootstrap()[0]) })
+			run := measure(t, s, k, size, func() { replayLoad("inline", batch).consume(t, k.Bootstrap()[0]) })
 			r.direct = append(r.direct, run)
 			t.Logf("%s: Kafka: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
 		},
@@ -260,15 +261,18 @@ func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, ba
 }
 
 // measure lets control traffic run beside something that moves so many bytes.
-func measure(t *testing.T, s *sluiceProcess, size float64, move func()) (run replayRun) {
+func measure(t *testing.T, s *sluiceProcess, k *harness.Kafka, size float64, move func()) (run replayRun) {
 	t.Helper()
-	control := startControl(t, s.bootstrap)
+	control := startControls(t, s, k)
 	gets, read, cpu := s.metric(t, "sluice_objstore_requests_total", `op="get"`), s.metric(t, "sluice_objstore_bytes_total", `op="get"`), processCPU(t, s.pid)
 	busy, all := machineCPU(t)
+	ran, queued := scheduled(t, s.pid), s.queued(t)
 	began := time.Now()
 	move()
 	took := time.Since(began).Seconds()
 	busyAfter, allAfter := machineCPU(t)
+	run.turn = scheduled(t, s.pid).since(ran)
+	run.queued = 1e3 * p99Since(queued, s.queued(t))
 	run.cpu = (processCPU(t, s.pid) - cpu) / (size / 1e9)
 	run.control = control.end()
 	if t.Failed() {
@@ -302,12 +306,27 @@ func readRaw(t *testing.T, store objstore.Store) {
 	}
 }
 
-// controlTraffic is a record of 1 KiB every 5 ms.
+// controls are the same traffic through the replica and to the broker itself, at
+// the same time: what beside a replay is sluice's doing is the difference.
+type controls [2]*controlTraffic
+
+func startControls(t *testing.T, s *sluiceProcess, k *harness.Kafka) controls {
+	return controls{startControl(t, s.bootstrap), startControl(t, k.Bootstrap()[0])}
+}
+
+func (c controls) end() (took [2][]float64) {
+	for i := range c {
+		took[i] = c[i].end()
+	}
+	return took
+}
+
+// controlTraffic is a record of 1 KiB every 5 ms, whether the one before it has
+// been acknowledged or not.
 type controlTraffic struct {
 	stop context.CancelFunc
-	done sync.WaitGroup
+	done errgroup.Group
 	took []float64 // ms from when each was due
-	err  error
 	t    *testing.T
 }
 
@@ -321,33 +340,40 @@ func startControl(t *testing.T, addr string) *controlTraffic {
 	control := &controlTraffic{stop: stop, t: t}
 	frame := produceFrame("control", 0, recordBatch(1))
 	const every = 5 * time.Millisecond
-	control.done.Go(func() {
-		defer c.Close()
+	sent := make(chan time.Time, 100_000)
+	control.done.Go(func() error {
+		defer close(sent)
 		for due := time.Now(); ctx.Err() == nil; due = due.Add(every) {
 			time.Sleep(time.Until(due))
-			if _, control.err = c.Write(frame); control.err == nil {
-				control.err = c.produced()
+			if _, err := c.Write(frame); err != nil {
+				return err
 			}
-			if control.err != nil {
-				return
+			sent <- due
+		}
+		return nil
+	})
+	control.done.Go(func() error {
+		defer c.Close()
+		for due := range sent {
+			if err := c.produced(); err != nil {
+				return err
 			}
 			control.took = append(control.took, time.Since(due).Seconds()*1e3)
 		}
+		return nil
 	})
 	return control
 }
 
 func (c *controlTraffic) end() []float64 {
 	c.stop()
-	c.done.Wait()
-	if c.err != nil {
-		c.t.Errorf("control traffic: %v", c.err)
+	if err := c.done.Wait(); err != nil {
+		c.t.Errorf("control traffic: %v", err)
 	}
 	return c.took
 }
 
-// metric adds up the lines of a metric that have all of some labels.
-func (p *sluiceProcess) metric(t *testing.T, name string, labels ...string) (sum float64) {
+func (p *sluiceProcess) metrics(t *testing.T) string {
 	t.Helper()
 	resp, err := http.Get("http://" + p.admin + "/metrics")
 	if err != nil {
@@ -358,8 +384,14 @@ func (p *sluiceProcess) metric(t *testing.T, name string, labels ...string) (sum
 	if _, err := text.ReadFrom(resp.Body); err != nil {
 		t.Fatal(err)
 	}
+	return text.String()
+}
+
+// metric adds up the lines of a metric that have all of some labels.
+func (p *sluiceProcess) metric(t *testing.T, name string, labels ...string) (sum float64) {
+	t.Helper()
 next:
-	for l := range strings.Lines(text.String()) {
+	for l := range strings.Lines(p.metrics(t)) {
 		if rest, ok := strings.CutPrefix(l, name); !ok || rest[0] != '{' && rest[0] != ' ' {
 			continue
 		}
@@ -376,6 +408,68 @@ next:
 		sum += v
 	}
 	return sum
+}
+
+// turns are how often the threads of a process have got a CPU, and how long they
+// waited for it in all.
+type turns struct{ n, waited float64 }
+
+// since is in ms for each turn.
+func (s turns) since(before turns) float64 {
+	return (s.waited - before.waited) / 1e6 / max(1, s.n-before.n)
+}
+
+func scheduled(t *testing.T, pid int) (sum turns) {
+	t.Helper()
+	threads, err := filepath.Glob(filepath.Join("/proc", strconv.Itoa(pid), "task", "*", "schedstat"))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("%d threads of the replica: %v", len(threads), err)
+	}
+	for _, thread := range threads {
+		text, err := os.ReadFile(thread)
+		if err != nil {
+			continue // it has ended
+		}
+		var ran, waited, n float64
+		if _, err := fmt.Sscan(string(text), &ran, &waited, &n); err != nil {
+			t.Fatal(err)
+		}
+		sum.n, sum.waited = sum.n+n, sum.waited+waited
+	}
+	return sum
+}
+
+// bucket is one of a histogram: how many were no more than that.
+type bucket struct{ most, n float64 }
+
+// queued is how long work has waited for a thread, in seconds.
+func (p *sluiceProcess) queued(t *testing.T) (buckets []bucket) {
+	t.Helper()
+	const name = `go_sched_latencies_seconds_bucket{le="`
+	for l := range strings.Lines(p.metrics(t)) {
+		if rest, ok := strings.CutPrefix(l, name); ok {
+			var b bucket
+			if _, err := fmt.Sscanf(strings.Replace(rest, `"}`, "", 1), "%g %g", &b.most, &b.n); err != nil {
+				t.Fatalf("%s: %v", l, err)
+			}
+			buckets = append(buckets, b)
+		}
+	}
+	return buckets
+}
+
+// p99Since is the bound of the bucket in which 99 of 100 lie.
+func p99Since(before, after []bucket) float64 {
+	if len(after) == 0 || len(before) != len(after) {
+		return 0
+	}
+	all := after[len(after)-1].n - before[len(before)-1].n
+	for i := range after {
+		if after[i].n-before[i].n >= 0.99*all {
+			return after[i].most
+		}
+	}
+	return 0
 }
 
 // machineCPU is in ticks, of all CPUs.
@@ -449,22 +543,31 @@ func printReplays(all []*replayed) {
 	each("GETs per GB replayed", "%.0f", sluice, func(r replayRun) float64 { return r.gets })
 	each("bytes read for a byte given", "%.3f", sluice, func(r replayRun) float64 { return r.read })
 	each("resident after it, MB", "%.0f", sluice, func(r replayRun) float64 { return r.replicaMax / 1e6 })
+	besides := []struct {
+		name string
+		of   runs
+	}{{"raw GETs", raw}, {"a replay through sluice", sluice}, {"one from Kafka", direct}}
+	for _, beside := range besides {
+		each("a thread of the replica waits for a CPU beside "+beside.name+", ms", "%.2f", beside.of, func(r replayRun) float64 { return r.turn })
+	}
+	for _, beside := range besides {
+		each("its work waits for a thread beside "+beside.name+", p99, below ms", "%.3g", beside.of, func(r replayRun) float64 { return r.queued })
+	}
 	for _, p := range []struct {
 		name  string
 		share int
 	}{{"p50", 50}, {"p99", 99}} {
 		at := func(took []float64) float64 { return slices.Sorted(slices.Values(took))[len(took)*p.share/100] }
-		line("control "+p.name+" beside nothing, ms", "%.2f", func(r *replayed) (v []float64) {
-			for _, took := range r.idle {
-				v = append(v, at(took))
+		for way, title := range []string{"control " + p.name + " beside %s, ms", "the same to the broker itself beside %s"} {
+			line(fmt.Sprintf(title, "nothing"), "%.2f", func(r *replayed) (v []float64) {
+				for _, took := range r.idle {
+					v = append(v, at(took[way]))
+				}
+				return v
+			})
+			for _, beside := range besides {
+				each(fmt.Sprintf(title, beside.name), "%.2f", beside.of, func(r replayRun) float64 { return at(r.control[way]) })
 			}
-			return v
-		})
-		for _, beside := range []struct {
-			name string
-			of   runs
-		}{{"raw GETs", raw}, {"a replay through sluice", sluice}, {"one from Kafka", direct}} {
-			each("control "+p.name+" beside "+beside.name, "%.2f", beside.of, func(r replayRun) float64 { return at(r.control) })
 		}
 	}
 	one := func(title, format string, of func(*replayed) float64) {
