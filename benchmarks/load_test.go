@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -40,24 +41,28 @@ func (l rawLoad) same(b wire.Batch) bool {
 	return b.IsV2() && bytes.Equal(b.Body(), wire.Batch(l.batch).Body()) && b.ComputeCRC() == b.CRC()
 }
 
-// producerID asks for a new one.
+// producerID asks for a new one. A broker that was never asked has none at first.
 func (c *rawClient) producerID() (int64, error) {
 	req := kmsg.NewPtrInitProducerIDRequest()
 	req.TransactionTimeoutMillis, req.ProducerID, req.ProducerEpoch = 60_000, -1, -1
 	const version = 3
-	if _, err := c.Write(encodeRequest(req, version, 1)); err != nil {
-		return 0, err
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := c.Write(encodeRequest(req, version, 1)); err != nil {
+			return 0, err
+		}
+		body, err := c.receive(true)
+		if err != nil {
+			return 0, err
+		}
+		resp := kmsg.NewPtrInitProducerIDResponse()
+		resp.SetVersion(version)
+		if err := resp.ReadFrom(body); err != nil {
+			return 0, err
+		}
+		if err := kerr.ErrorForCode(resp.ErrorCode); err == nil || !kerr.IsRetriable(err) || time.Now().After(deadline) {
+			return resp.ProducerID, err
+		}
 	}
-	body, err := c.receive(true)
-	if err != nil {
-		return 0, err
-	}
-	resp := kmsg.NewPtrInitProducerIDResponse()
-	resp.SetVersion(version)
-	if err := resp.ReadFrom(body); err != nil {
-		return 0, err
-	}
-	return resp.ProducerID, kerr.ErrorForCode(resp.ErrorCode)
 }
 
 // each runs fn for each part of the partitions at once.
