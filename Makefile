@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 BIN := .cache/bin
 DEMO_ARGS ?=
 
-.PHONY: help run build test test-full bench bench-tiers bench-peers bench-replay bench-sealing lint clean linters prerequisites
+.PHONY: help run build test test-full bench bench-tiers bench-peers bench-workloads bench-replay bench-sealing lint clean linters prerequisites
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,12 @@ PEERS_ARGS ?= -peer-rounds 7 -peer-steady 4s -peer-warm-up 1s -peer-turn 1s -pee
 
 bench-peers: ## compare the low-latency tier with the least that a hop can do, in under ten minutes
 	SLUICE_LONG=1 go test -count=1 -v -run TestLongPeersSideBySide -timeout 30m ./benchmarks -args $(PEERS_ARGS)
+
+EACH_ARGS ?= -each-rounds 5 -each-duration 4s -each-warm-up 1s
+EACH_WORKLOADS ?= agent-mix,burst,catch-up,fan-out,many-connections,many-partitions,one-partition,transactions
+
+bench-workloads: ## the other workloads of sluice bench at their size, beside direct Kafka, in about twenty minutes
+	SLUICE_LONG=1 go test -count=1 -v -run TestLongEachWorkload -timeout 90m ./benchmarks -args -each-workloads $(EACH_WORKLOADS) $(EACH_ARGS)
 
 REPLAY_ARGS ?= -replay-mib 512 -replay-rounds 3 -replay-control 2s -replay-stores s3,line,file
 

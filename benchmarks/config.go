@@ -38,6 +38,7 @@ type ClassOptions struct {
 	Only      []string    // classes; empty: the low-latency default, and each diskless one that has a store but audit
 	InProcess bool        // start a proxy in this process even when one is running
 	TLS       *tls.Config // how to reach a running proxy that speaks TLS
+	Streams   []string    // of the workload: their names are parts of topics', which rules decide by
 	Logger    zerolog.Logger
 }
 
@@ -72,7 +73,7 @@ func FromConfig(ctx context.Context, cfg *config.Config, o ClassOptions) (*Class
 			}
 		}
 		out.Notes = append(out.Notes, "Measured through the proxy that runs at "+cfg.Listen.Bootstrap+"; its rules decide the classes.")
-		return out, out.running(cfg, classes, through)
+		return out, out.running(cfg, classes, o.Streams, through)
 	}
 	return out, out.start(ctx, cfg, opt, classes, o.Logger)
 }
@@ -129,17 +130,30 @@ func answers(ctx context.Context, addr string) bool {
 }
 
 // running finds names that the rules of the file send to each class.
-func (c *Classes) running(cfg *config.Config, classes []tiers.Class, through Target) error {
+func (c *Classes) running(cfg *config.Config, classes []tiers.Class, streams []string, through Target) error {
 	routes, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
 	if err != nil {
 		return err
+	}
+	// Several ids: a pattern may match what is unique in a name. Targets of other
+	// classes have the low-latency one's names too.
+	if len(streams) == 0 {
+		streams = []string{"main"}
+	}
+	var probes []string
+	for _, id := range []string{"0123abcd", "fedc9876"} {
+		for _, class := range classes {
+			for _, stream := range streams {
+				probes = append(probes, id+"-"+class.Name+"-"+stream)
+			}
+		}
 	}
 	low := ""
 	for _, class := range classes {
 		t := through
 		t.Name = class.Name
 		t.Note = fmt.Sprintf("class %s, %s tier, through the running proxy", class.Name, class.Tier)
-		topic := nameFor(routes, cfg.Rules, class.Name)
+		topic := nameFor(routes, cfg.Rules, class.Name, probes)
 		if topic == "" {
 			c.Notes = append(c.Notes, fmt.Sprintf("Class %s is left out: no plain glob of the rules leads to it. --in-process starts a proxy with rules of its own.", class.Name))
 			continue
@@ -157,9 +171,9 @@ func (c *Classes) running(cfg *config.Config, classes []tiers.Class, through Tar
 	return nil
 }
 
-// nameFor is a pattern for Target.Topic whose names have the class, "" when
-// there is none.
-func nameFor(routes *router.Router, rules []router.Rule, class string) string {
+// nameFor is a pattern for Target.Topic whose names have the class with each
+// probe in the asterisk's place, "" when there is none.
+func nameFor(routes *router.Router, rules []router.Rule, class string, probes []string) string {
 	candidates := []string{DefaultTopic}
 	for _, r := range rules {
 		for _, p := range r.Patterns {
@@ -169,10 +183,9 @@ func nameFor(routes *router.Router, rules []router.Rule, class string) string {
 		}
 	}
 	for _, c := range candidates {
-		// Both probes: a pattern before it may match what is unique in a name.
 		match := true
-		for _, id := range []string{"0123abcd-x-main", "fedc9876-target-control"} {
-			match = match && routes.Place(strings.Replace(c, "*", id, 1), tiers.TopicFacts{}).Class.Name == class
+		for _, unique := range probes {
+			match = match && routes.Place(strings.Replace(c, "*", unique, 1), tiers.TopicFacts{}).Class.Name == class
 		}
 		if match {
 			return c

@@ -164,6 +164,9 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 	out := cmd.OutOrStdout()
 	classes := &benchmarks.Classes{Close: func() {}}
 	opt := benchmarks.ClassOptions{Only: f.classes, InProcess: f.inProcess, TLS: security.tls}
+	for _, s := range work.Streams {
+		opt.Streams = append(opt.Streams, s.Name)
+	}
 	if opt.Logger, err = newLogger(config.Log{Level: "warn", Format: "console"}, cmd.ErrOrStderr()); err != nil {
 		return err
 	}
