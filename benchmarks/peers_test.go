@@ -92,7 +92,7 @@ topics:
 `, t.TempDir()))
 	peers := []*peer{{name: "direct", addr: k.Bootstrap()[0]}}
 	for i, kind := range kinds {
-		peers = append(peers, &peer{name: kind, addr: addrs[i], pid: startRelay(t, kind, addrs[i], k.RelayedAddr(i))})
+		peers = append(peers, &peer{name: kind, addr: addrs[i], pid: startRelay(t, kind, addrs[i], k.RelayedAddr(1, i))})
 	}
 	kroxylicious, process := harness.StartKroxylicious(t, k.Bootstrap()[0], 1)
 	peers = append(peers,

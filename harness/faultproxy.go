@@ -35,7 +35,13 @@ type NetFault struct {
 // StartFaultProxy relays a free port to target.
 func StartFaultProxy(t testing.TB, target string) *FaultProxy {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return StartFaultProxyAt(t, "127.0.0.1:0", target)
+}
+
+// StartFaultProxyAt relays addr to target.
+func StartFaultProxyAt(t testing.TB, addr, target string) *FaultProxy {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}

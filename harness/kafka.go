@@ -56,8 +56,9 @@ type KafkaOptions struct {
 	// ClientMetrics is a file to which brokers write what clients push of their
 	// metrics (harness/java/Reporter.java).
 	ClientMetrics string
-	// Relays are addresses at which something stands before a cluster of one
-	// broker: for each, the broker has a listener that names it to clients.
+	// Relays are addresses at which something stands before the brokers: for each,
+	// every broker has a listener that names it to clients, its port raised by the
+	// broker's place in Nodes.
 	Relays []string
 }
 
@@ -140,9 +141,6 @@ func StartKafka(t testing.TB, opt KafkaOptions) *Kafka {
 	k := &Kafka{
 		ID:  base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("sluice-%09d", os.Getpid()))),
 		dir: tempDir(t, "kafka"), opt: opt, cp: cp, nodes: make(map[int32]*kafkaNode),
-	}
-	if len(opt.Relays) > 0 && len(opt.Nodes) > 1 {
-		t.Fatal("relays lead to one broker")
 	}
 	const fixed = 4
 	listeners := fixed + len(opt.Relays)
@@ -292,6 +290,15 @@ func (k *Kafka) format(n *kafkaNode) error {
 		}
 	}
 	for i, addr := range k.opt.Relays {
+		host, first, err := net.SplitHostPort(addr)
+		if err != nil {
+			return err
+		}
+		port, err := strconv.Atoi(first)
+		if err != nil {
+			return err
+		}
+		addr = net.JoinHostPort(host, strconv.Itoa(port+slices.Index(k.opt.Nodes, n.id)))
 		name := fmt.Sprintf("RELAY%d", i)
 		p["listener.security.protocol.map"] += "," + name + ":PLAINTEXT"
 		p["listeners"] += "," + name + "://" + n.relayed[i]
@@ -380,8 +387,8 @@ func (k *Kafka) CertificateBootstrap() []string {
 	return k.addresses(func(n *kafkaNode) string { return n.mtls })
 }
 
-// RelayedAddr is where the broker listens for what stands at Relays[i].
-func (k *Kafka) RelayedAddr(i int) string { return k.nodes[k.opt.Nodes[0]].relayed[i] }
+// RelayedAddr is where a broker listens for what stands at Relays[i].
+func (k *Kafka) RelayedAddr(id int32, i int) string { return k.nodes[id].relayed[i] }
 
 // BrokerAddr is a broker's client address.
 func (k *Kafka) BrokerAddr(id int32) string { return k.nodes[id].addr }

@@ -69,6 +69,13 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, collect(file))
 		os.Exit(1)
 	}
+	if url := os.Getenv(dockerVariable); url != "" && filepath.Base(os.Args[0]) == "docker" {
+		if err := docker(url, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	cluster.tb = &mainTB{}
 	code := m.Run()
 	cluster.tb.end()

@@ -6,16 +6,17 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
 
 	"github.com/sluice-kafka/sluice/harness"
 )
@@ -71,6 +72,7 @@ type suite struct {
 	args    []string // -test.run and the like
 	timeout time.Duration
 	differ  map[string]string // by test and target: why it fails there, as README says
+	apart   bool              // each target has brokers of its own, and all are run at the same time
 }
 
 func buildSuite(t *testing.T, dir, pkg, tags string) string {
@@ -87,8 +89,8 @@ func buildSuite(t *testing.T, dir, pkg, tags string) string {
 
 var outcome = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)
 
-// run returns how each test ended, and all that they printed.
-func (s suite) run(t *testing.T, env ...string) (ended map[string]string, output string) {
+// run returns how each test of a target ended, and all that they printed.
+func (s suite) run(t *testing.T, target string, env ...string) (ended map[string]string, output string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), s.timeout+time.Minute)
 	defer cancel()
@@ -111,7 +113,7 @@ func (s suite) run(t *testing.T, env ...string) (ended map[string]string, output
 	for _, how := range ended {
 		counts[how]++
 	}
-	t.Logf("%d passed, %d failed, %d skipped in %v (%v)", counts["PASS"], counts["FAIL"], counts["SKIP"], time.Since(began).Round(time.Second), err)
+	t.Logf("%s: %d passed, %d failed, %d skipped in %v (%v)", target, counts["PASS"], counts["FAIL"], counts["SKIP"], time.Since(began).Round(time.Second), err)
 	return ended, out.String()
 }
 
@@ -127,72 +129,87 @@ func about(output, name string) string {
 	return text[max(0, len(text)-4000):]
 }
 
-// alike runs the suite against each target and compares with the first. Tests
+// alike runs the suite against each target and compares with Kafka. Tests
 // of others have timing of their own: what ends otherwise is run once more, by
 // itself, on both.
-func (s suite) alike(t *testing.T, targets []string, env func(target string) []string) {
+func (s suite) alike(t *testing.T, env func(target string) []string) {
 	t.Helper()
-	t.Log(targets[0])
-	direct, directly := s.run(t, env(targets[0])...)
-	if !slices.Contains(slices.Collect(maps.Values(direct)), "PASS") {
-		t.Fatalf("no test passed directly:\n%s", directly[max(0, len(directly)-4000):])
+	ended, printed := make([]map[string]string, len(suiteTargets)), make([]string, len(suiteTargets))
+	var wg sync.WaitGroup
+	for i, target := range suiteTargets {
+		one := func() { ended[i], printed[i] = s.run(t, target, env(target)...) }
+		if s.apart {
+			wg.Go(one)
+		} else {
+			one()
+		}
 	}
-	for _, target := range targets[1:] {
-		t.Log(target)
-		through, output := s.run(t, env(target)...)
+	wg.Wait()
+	direct := ended[0]
+	if !slices.Contains(slices.Collect(maps.Values(direct)), "PASS") {
+		t.Fatalf("no test passed directly:\n%s", printed[0][max(0, len(printed[0])-4000):])
+	}
+	for i, target := range suiteTargets[1:] {
+		through, output := ended[i+1], printed[i+1]
 		for _, name := range slices.Sorted(maps.Keys(direct)) {
-			if through[name] == direct[name] || strings.Contains(name, "/") {
+			why := s.differ[name+" "+target]
+			switch {
+			case strings.Contains(name, "/"):
+				continue
+			case through[name] == direct[name]:
+				if why != "" && direct[name] == "PASS" {
+					t.Errorf("%s passes through %s by now, which was to fail: %s", name, target, why)
+				}
+				continue
+			case why != "":
+				t.Logf("%s differs through %s: %s", name, target, why)
 				continue
 			}
 			t.Logf("%s: %s directly, %s through %s:\n%s", name, direct[name], through[name], target, about(output, name))
 			again := s
 			again.args = append(slices.Clone(s.args), "-test.run", "^"+name+"$")
-			through, output := again.run(t, env(target)...)
-			alone, _ := again.run(t, env(targets[0])...)
+			through, output := again.run(t, target, env(target)...)
+			alone, _ := again.run(t, suiteTargets[0], env(suiteTargets[0])...)
 			// What passed directly among the others has to pass, also if by itself it fails.
-			equal := through[name] == alone[name] && (through[name] == "PASS" || direct[name] != "PASS")
-			switch why := s.differ[name+" "+target]; {
-			case equal && why != "":
-				t.Errorf("%s passes through %s by now, which was to fail: %s", name, target, why)
-			case !equal && why != "":
-				t.Logf("%s differs through %s: %s", name, target, why)
-			case !equal:
+			if through[name] != alone[name] || through[name] != "PASS" && direct[name] == "PASS" {
 				t.Errorf("%s, alone: %s directly, %s through %s:\n%s", name, alone[name], through[name], target, about(output, name))
 			}
 		}
 	}
 }
 
-// targets are Kafka itself, and a sluice that sends whatever has no rule to the
-// low-latency tier, and one that sends it to the diskless one, with where each
-// is. After the test, both must have been used.
-func suiteTargets(t *testing.T, k *harness.Kafka) (names []string, bootstrap map[string]string) {
+// A suite's targets are Kafka itself, and a sluice that sends whatever has no
+// rule to the low-latency tier, and one that sends it to the diskless one.
+var suiteTargets = []string{"Kafka", "control", "telemetry"}
+
+// suiteSluice starts the one of a class, which must be used in the test.
+func suiteSluice(t *testing.T, class string, r replica) *sluice {
 	t.Helper()
-	names, bootstrap = []string{"Kafka"}, map[string]string{"Kafka": strings.Join(k.Bootstrap(), ",")}
-	for _, class := range []string{"control", "telemetry"} {
-		s := startSluice(t, replica{Kafka: k.Bootstrap(), Default: class, Store: fileStore(t)})
-		names = append(names, class)
-		bootstrap[class] = s.Bootstrap
-		t.Cleanup(func() {
-			stored := s.metric(t, "sluice_diskless_stored_batches_total", "class", class)
-			if (stored > 0) != (class == "telemetry") || s.metric(t, "sluice_proxy_requests_total", "api", "Produce") == 0 {
-				t.Errorf("%s: %.0f batches went to objects", class, stored)
-			}
-		})
-	}
-	return names, bootstrap
+	r.Default, r.Store = class, fileStore(t)
+	s := startSluice(t, r)
+	t.Cleanup(func() {
+		stored := s.metric(t, "sluice_diskless_stored_batches_total", "class", class)
+		if (stored > 0) != (class == "telemetry") || s.metric(t, "sluice_proxy_requests_total", "api", "Produce") == 0 {
+			t.Errorf("%s: %.0f batches went to objects", class, stored)
+		}
+	})
+	return s
 }
 
 // Sizes are modest: what counts is what is done, not how often.
 func TestLongTestsOfFranzGo(t *testing.T) {
 	harness.Long(t)
-	targets, seeds := suiteTargets(t, sharedKafka(t))
+	k := sharedKafka(t)
+	seeds := map[string]string{"Kafka": bootstrapOf(k)}
+	for _, class := range suiteTargets[1:] {
+		seeds[class] = suiteSluice(t, class, replica{Kafka: k.Bootstrap()}).Bootstrap
+	}
 	dir := moduleCopy(t, "github.com/twmb/franz-go")
 	// Its records are alike, and compressed they are smaller than placeholders:
 	// all of them would stay inline.
 	replaceInFile(t, filepath.Join(dir, "pkg", "kgo", "config.go"), "[]CompressionCodec{SnappyCompression(), NoCompression()}", "[]CompressionCodec{NoCompression()}")
 	s := suite{program: buildSuite(t, dir, "./pkg/kgo", ""), dir: filepath.Join(dir, "pkg", "kgo"), timeout: 5 * time.Minute}
-	s.alike(t, targets, func(target string) []string {
+	s.alike(t, func(target string) []string {
 		return []string{
 			"KGO_SEEDS=" + seeds[target], "KGO_LOG_LEVEL=none", "KGO_TEST_RF=1",
 			"KGO_TEST_RECORDS=5000", "KGO_TEST_MAX_TOPIC_PARTS=7",
@@ -200,46 +217,59 @@ func TestLongTestsOfFranzGo(t *testing.T) {
 	})
 }
 
-// saramasFaults are those of sarama's tests that stop a broker with Docker or cut
-// connections with toxiproxy, neither of which is here. Others, which run Java in
-// Docker, skip themselves.
-var saramasFaults = []string{
-	"TestFuncConnectionFailure", "TestFuncAdminNetworkErrorClosesControllerConnection",
-	"TestFuncAdminListConsumerGroupOffsets", "TestConsumerFetchFollowerFailover",
-	"TestFuncTxnProduceWithBrokerFailure", "TestFuncProducingIdempotentWithBrokerFailure",
-	"TestFuncIdempotentBufferedSequence", "TestAsyncProducerRemoteBrokerClosed",
-}
-
-// Its functional tests want a toxiproxy before each broker, which they reset
-// before and after each test. One that does nothing will do for all that ask no
-// more of it.
+// Its functional tests want a toxiproxy before each broker, and Docker Compose,
+// with which they stop one. What runs Java in Docker skips itself.
 func TestLongTestsOfSarama(t *testing.T) {
 	harness.Long(t)
-	// They count on it that a topic is unknown until it is created.
-	targets, seeds := suiteTargets(t, harness.StartKafka(t, harness.KafkaOptions{Properties: map[string]string{"auto.create.topics.enable": "false"}}))
-	dir := moduleCopy(t, "github.com/IBM/sarama")
-	replaceInFile(t, filepath.Join(dir, "functional_test.go"),
-		`env.KafkaBrokerAddrs = append(env.KafkaBrokerAddrs, fmt.Sprintf("127.0.0.1:%d", 29090+i))`,
-		`env.KafkaBrokerAddrs = strings.Split(os.Getenv("KAFKA_SEEDS"), ",")`)
-	replaceInFile(t, filepath.Join(dir, "functional_test.go"), "ensureFullyReplicated(t, 60*time.Second, 5*time.Second)", "ensureFullyReplicated(t, 60*time.Second, 250*time.Millisecond)")
-	// By the latency that it adds they see that latencies are measured.
-	replaceInFile(t, filepath.Join(dir, "functional_producer_test.go"), "minRequestLatencyInMs := 10", "minRequestLatencyInMs := 0")
-	idle := http.NewServeMux()
-	idle.HandleFunc("GET /proxies/{name}", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, `{"name": %q, "enabled": true}`, r.PathValue("name"))
-	})
-	idle.HandleFunc("POST /proxies/{name}/toxics", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
-	idle.HandleFunc("POST /reset", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
-	toxiproxy := httptest.NewServer(idle)
-	t.Cleanup(toxiproxy.Close)
-	s := suite{
-		program: buildSuite(t, dir, ".", "functional"), dir: dir, timeout: 8 * time.Minute,
-		differ: map[string]string{"TestFuncAdminAlterPartitionReassignments telemetry": "it waits until Metadata names the brokers that it has assigned, and Metadata names their twins"},
-		args:   []string{"-test.run", "Func|^TestConsumer|^TestVersionMatrix|^TestReadOnly|^TestInterceptors", "-test.skip", "^(" + strings.Join(saramasFaults, "|") + ")$"},
+	env := map[string][]string{}
+	for _, target := range suiteTargets {
+		// They count on it that a topic is unknown until it is created.
+		opt := harness.KafkaOptions{Properties: map[string]string{"auto.create.topics.enable": "false"}}
+		first := harness.Ports(t, replicaPorts)
+		at := func(port int) string { return fmt.Sprintf("%s:%d", clientSide, port) }
+		port := func(id int32) int { return first + 2 + 2*int(id) } // sluice's
+		if target == "Kafka" {
+			port = func(id int32) int { return first + int(id) }
+			opt.Relays = []string{at(port(1))}
+		}
+		k := harness.StartKafka(t, opt)
+		adm := kadm.NewClient(client(t, bootstrapOf(k)))
+		for i := range 16 { // so that each partition of the groups' topic is loaded
+			eventually(t, "groups have coordinators", func() (bool, string) {
+				_, err := adm.FetchOffsets(t.Context(), fmt.Sprint("first-", i))
+				return err == nil, fmt.Sprint(err)
+			})
+		}
+		if target != "Kafka" {
+			suiteSluice(t, target, replica{Kafka: k.Bootstrap(), Host: sluiceSide, Advertise: clientSide, Port: first})
+		}
+		var seeds []string
+		faults := faulty(t, k, func(id int32) map[string]string {
+			seeds = append(seeds, at(port(id)))
+			if target == "Kafka" {
+				return map[string]string{at(port(id)): k.RelayedAddr(id, 0)}
+			}
+			twin := port(id) + 1
+			return map[string]string{at(port(id)): fmt.Sprintf("%s:%d", sluiceSide, port(id)), at(twin): fmt.Sprintf("%s:%d", sluiceSide, twin)}
+		})
+		env[target] = append(faults, "KAFKA_SEEDS="+strings.Join(seeds, ","), "KAFKA_VERSION="+harness.DefaultKafka)
 	}
-	s.alike(t, targets, func(target string) []string {
-		at := strings.Split(seeds[target], ",") // some tests count them as brokers
-		at = slices.Repeat(at, 3/len(at))
-		return []string{"KAFKA_SEEDS=" + strings.Join(at, ","), "KAFKA_VERSION=" + harness.DefaultKafka, "TOXIPROXY_ADDR=" + toxiproxy.URL}
-	})
+
+	dir := moduleCopy(t, "github.com/IBM/sarama")
+	change := func(file, old, replacement string) {
+		t.Helper()
+		replaceInFile(t, filepath.Join(dir, file), old, replacement)
+	}
+	change("functional_test.go", `env.KafkaBrokerAddrs = append(env.KafkaBrokerAddrs, fmt.Sprintf("127.0.0.1:%d", 29090+i))`,
+		`env.KafkaBrokerAddrs = strings.Split(os.Getenv("KAFKA_SEEDS"), ",")`)
+	change("functional_test.go", "ensureFullyReplicated(t, 60*time.Second, 5*time.Second)", "ensureFullyReplicated(t, 60*time.Second, 250*time.Millisecond)")
+	// Brokers' racks are called otherwise here, and twins are in their brokers'.
+	change("functional_consumer_follower_fetch_test.go", "strconv.FormatInt(int64(follower), 10)", fmt.Sprintf(`"rack-" + strconv.FormatInt(int64(follower&^%d), 10)`, disklessBit))
+	change("functional_consumer_follower_fetch_test.go", "numMsg = 1000", "numMsg = 400") // one each 25 ms
+	s := suite{
+		program: buildSuite(t, dir, ".", "functional"), dir: dir, timeout: 8 * time.Minute, apart: true,
+		differ: map[string]string{"TestFuncAdminAlterPartitionReassignments telemetry": "it waits until Metadata names the brokers that it has assigned, and Metadata names their twins, or the leader would not be among the replicas"},
+		args:   []string{"-test.parallel", "16", "-test.run", "Func|^TestConsumer|^TestVersionMatrix|^TestReadOnly|^TestInterceptors|^TestAsyncProducerRemoteBrokerClosed"},
+	}
+	s.alike(t, func(target string) []string { return env[target] })
 }

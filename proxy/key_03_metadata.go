@@ -15,7 +15,8 @@ import (
 //     when any rule leads to a diskless class, also as diskless broker n + 2^20.
 //     All of them are in every answer: clients replace their whole node map.
 //   - Partitions of topics in the diskless tier name diskless ids as leader,
-//     replicas, isr and offline replicas, all together.
+//     replicas, isr and offline replicas, all together: clients look for the leader
+//     among them, and take one that is not the first replica for not the preferred.
 //   - A broker whose id is outside listen.node_ids is left out: no client is
 //     ever told a broker's own address.
 //   - The controller id stays real. Topic ids and names are remembered.
