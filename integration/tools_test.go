@@ -362,6 +362,10 @@ func TestLongToolsThatWriteAndRead(t *testing.T) {
 
 			for _, way := range ways {
 				franzTransact(t, way.bootstrap, []*kgo.Record{{Topic: way.name, Value: worthwhile}}, true)
+				x.await("its end", func() bool { // the client does not wait for the markers
+					d, err := kadm.NewClient(client(t, bootstrapOf(x.kafka))).DescribeTransactions(t.Context(), way.name)
+					return err == nil && d[way.name].State == "CompleteCommit"
+				})
 			}
 			x.contains(both("", "kafka-transactions", "describe", "--transactional-id", "NAME"), "CompleteCommit")
 			x.contains(both("", "kafka-transactions", "find-hanging", "--topic", "NAME", "--partition", "0"), "Topic Partition ProducerId")
