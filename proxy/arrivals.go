@@ -200,7 +200,7 @@ func (fs *families) leave(c *conn) {
 // last batch came in on the other one it returns the connections there. Whoever
 // has not moved waits for none: a connection that is held up, by a store that is
 // away perhaps, must not hold up what was never on it.
-func (f *family) moved(hash func(laneKey) uint64, passages []passage, diskless bool) (others []*conn) {
+func (f *family) moved(passages []passage, diskless bool) (others []*conn) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.last == nil || len(f.last) > maxLast {
@@ -208,8 +208,8 @@ func (f *family) moved(hash func(laneKey) uint64, passages []passage, diskless b
 		f.last = make(map[uint64]bool)
 	}
 	moved := false
-	for _, p := range passages {
-		h := hash(p.key.place())
+	for i := range passages {
+		h := passages[i].place
 		last, known := f.last[h]
 		if known && last == diskless {
 			continue

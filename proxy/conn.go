@@ -47,6 +47,8 @@ type conn struct {
 	began    atomic.Bool       // the client has sent more than connections begin with
 	permits  permits
 	clientID string // of the last request; reader only
+	from     uint64 // of crossings, for clientID; reader only
+	inline   inline
 	arrivals *arrivals
 	family   *family // once it has brought a Produce; reader only
 	login    login
@@ -96,6 +98,7 @@ func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bo
 		answered: make(chan struct{}),
 		producer: &tiers.Producer{},
 	}
+	c.from = p.crossings.from(address, "")
 	c.toClient = newSink(client, p.limits.WriteTimeout)
 	c.queueIdle = sync.NewCond(&c.queueMu)
 	// fail ends both: contexts that know of each other, and of the proxy's, take
@@ -192,6 +195,7 @@ func (c *conn) abandon() {
 			r.internal(nil, net.ErrClosed)
 		}
 		c.landed(r)
+		c.settle(r)
 	}
 	c.expected = nil
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // forwarded is the records of the next Produce that a broker got.
@@ -26,6 +28,56 @@ func produceAnswered(version int16) kmsg.Response {
 	resp := kmsg.NewPtrProduceResponse()
 	resp.SetVersion(version)
 	return resp
+}
+
+// A connection remembers what becomes of the topic that it last produced to: not
+// for longer than the rules say so, and not of another.
+func TestAConnectionsProducesFollowTheRules(t *testing.T) {
+	for _, version := range []int16{9, 13} {
+		inBubble(t, proxy.Limits{}, func(r *rig) {
+			c, b := r.pair(on(false))
+			if version >= wire.ProduceTopicIDs {
+				c.ask(1, produce(version, -1, [2]string{hot, "names"}, [2]string{cold, "are learnt"}))
+				meta := kmsg.NewPtrMetadataRequest()
+				b.respond(b.received(meta), metadataResponse(meta.Version, hot, cold))
+				r.payloads.offloaded()[0].finish("P")
+				got, _ := forwarded(t, b)
+				b.respond(got, produceAnswered(version))
+				c.expect(1)
+			}
+			corr := int32(100)
+			produceTo := func(topic, records string, stored bool) {
+				t.Helper()
+				before := len(r.payloads.offloaded())
+				corr++
+				c.ask(corr, produce(version, -1, [2]string{topic, records}))
+				if offloads := r.payloads.offloaded(); len(offloads) != before {
+					offloads[before].finish("P" + records)
+					records = "P" + records
+				}
+				got, sent := forwarded(t, b)
+				if sent != records || (sent[0] == 'P') != stored {
+					t.Fatalf("v%d: of %s, the broker got %q", version, topic, sent)
+				}
+				b.respond(got, produceAnswered(version))
+				c.expect(corr)
+			}
+			produceTo(hot, "one", false)
+			produceTo(hot, "two", false)
+			produceTo(cold, "three", true)
+			produceTo(hot, "four", false)
+			rules, err := router.New([]router.Rule{{Patterns: []string{hot}, Class: "telemetry"}},
+				map[string]tiers.Class{"control": {Name: "control"}, "telemetry": {Name: "telemetry", Tier: tiers.Diskless}}, "control")
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.rules.Store(rules)
+			produceTo(hot, "five", true)
+			produceTo(cold, "six", false)
+			produceTo(cold, "seven", false)
+			produceTo(hot, "eight", true)
+		})
+	}
 }
 
 // A producer that moves to a broker's other listener, as clients do when a

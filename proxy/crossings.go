@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"math/bits"
 	"sync"
@@ -104,7 +105,7 @@ func (x *crossing) done() {
 // passage is what a request holds until it is answered.
 type passage struct {
 	key   laneKey
-	shard uint8
+	place uint64 // a hash of the key, whoever the producer is
 	run   *run
 }
 
@@ -126,12 +127,22 @@ func (c *crossings) from(address, clientID string) uint64 {
 	return h.Sum64()
 }
 
-func (c *crossings) hash(key laneKey) uint64 { return maphash.Comparable(c.seed, key) }
+// passage is a batch's, on its way by key.
+func (c *crossings) passage(key laneKey) passage {
+	// Not maphash.Comparable, which moves what holds a string to the heap.
+	var b [28]byte
+	copy(b[:], key.id[:])
+	binary.LittleEndian.PutUint32(b[16:], uint32(key.partition))
+	binary.LittleEndian.PutUint64(b[20:], key.from)
+	place := maphash.Bytes(c.seed, b[:])
+	if key.topic != "" {
+		place = bits.RotateLeft64(place, 1) ^ maphash.String(c.seed, key.topic)
+	}
+	return passage{key: key, place: place}
+}
 
-// place is the way of all producers of a client.
-func (k laneKey) place() laneKey {
-	k.anonymous, k.producer = true, 0
-	return k
+func (c *crossings) shard(p *passage) *crossingShard {
+	return &c.shards[p.place%uint64(len(c.shards))]
 }
 
 // enter notes a request's batches, and fills in their runs. For each that has
@@ -144,8 +155,7 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 	var in uint64
 	for i := range passages {
 		p := &passages[i]
-		p.shard = uint8(c.hash(p.key) % uint64(len(c.shards)))
-		in |= 1 << p.shard
+		in |= 1 << (p.place % uint64(len(c.shards)))
 	}
 	for left := in; left != 0; left &= left - 1 {
 		c.shards[bits.TrailingZeros64(left)].mu.Lock()
@@ -153,7 +163,7 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 	waits := 0
 	for i := range passages {
 		p := &passages[i]
-		s := &c.shards[p.shard]
+		s := c.shard(p)
 		l := s.lanes[p.key]
 		if l == nil {
 			if l = s.spare; l == nil {
@@ -190,12 +200,13 @@ func (c *crossings) enter(passages []passage, diskless bool, w waiter) {
 
 // leave notes that a request is answered, or never will be.
 func (c *crossings) leave(passages []passage) {
-	for _, p := range passages {
+	for i := range passages {
+		p := &passages[i]
 		if p.run == nil {
 			continue
 		}
 		var free []waiter
-		s := &c.shards[p.shard]
+		s := c.shard(p)
 		s.mu.Lock()
 		p.run.pending--
 		if l := s.lanes[p.key]; l.runs[0].pending == 0 {

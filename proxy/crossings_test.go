@@ -26,7 +26,7 @@ func (r *crosser) free() bool {
 func cross(c *crossings, diskless bool, keys ...laneKey) *crosser {
 	r := &crosser{diskless: diskless}
 	for _, k := range keys {
-		r.passages = append(r.passages, passage{key: k})
+		r.passages = append(r.passages, c.passage(k))
 	}
 	c.enter(r.passages, diskless, r)
 	return r

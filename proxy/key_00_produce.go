@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
@@ -94,7 +95,7 @@ func (c *conn) produce(r *request) error {
 		}
 	}
 	c.cross(r, view)
-	if r.version >= disklessSince && c.p.opt.Router().HasDiskless() {
+	if rules := c.p.opt.Router(); r.version >= disklessSince && rules.HasDiskless() && !c.inline.all(view, r.version, rules) {
 		if err := c.askVersions(); err != nil {
 			return err
 		}
@@ -119,23 +120,22 @@ func (c *conn) produce(r *request) error {
 // cross sees to it that the request does not overtake what its producer has
 // under way on the other listener of the broker.
 func (c *conn) cross(r *request, view *wire.Produce) {
-	from := c.p.crossings.from(c.address, r.clientID)
 	r.passages = r.room[:0]
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
 		if p.From == p.To {
 			continue
 		}
-		key := laneKey{id: p.TopicID, partition: p.Partition, from: from, anonymous: true}
+		key := laneKey{id: p.TopicID, partition: p.Partition, from: c.from, anonymous: true}
 		if r.version < wire.ProduceTopicIDs {
 			key.topic = c.name(p.Topic)
 		}
 		if b, _, ok := wire.NextBatch(r.in.b[p.From:p.To]); ok && b.IsV2() && b.ProducerID() >= 0 {
 			key.anonymous, key.producer = false, b.ProducerID()
 		}
-		r.passages = append(r.passages, passage{key: key})
+		r.passages = append(r.passages, c.p.crossings.passage(key))
 	}
-	if others := c.p.families.join(c, from).moved(c.p.crossings.hash, r.passages, c.diskless); others != nil {
+	if others := c.p.families.join(c, c.from).moved(r.passages, c.diskless); others != nil {
 		c.awaitArrived(others)
 	}
 	x := &r.crossing
@@ -144,6 +144,33 @@ func (c *conn) cross(r *request, view *wire.Produce) {
 	if r.ready != nil {
 		c.p.metrics.crossed.Inc()
 	}
+}
+
+// inline is the topic last seen of which batches stay inline, because of its
+// class by these rules. Most requests are for the same topic as the one before,
+// and need not be looked up again.
+type inline struct {
+	rules *router.Router
+	topic string
+	id    [16]byte // none below v13
+}
+
+// all reports whether every batch of a request is for that topic.
+func (in *inline) all(view *wire.Produce, version int16, rules *router.Router) bool {
+	if in.rules != rules {
+		return false
+	}
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
+		if version < wire.ProduceTopicIDs {
+			if string(p.Topic) != in.topic {
+				return false
+			}
+		} else if p.TopicID != in.id || in.id == ([16]byte{}) {
+			return false
+		}
+	}
+	return true
 }
 
 // destination is a partition of a Produce whose topic is in the diskless tier.
@@ -161,6 +188,7 @@ func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce)
 		placement tiers.Placement
 		facts     tiers.TopicFacts
 	}
+	rules := c.p.opt.Router() // before any is placed: what later ones say is not kept for these
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
 		if p.From == p.To {
@@ -175,7 +203,9 @@ func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce)
 			last.placement, last.facts = c.place(ctx, topic)
 		}
 		if last.placement.Tier != tiers.Diskless {
-			if last.placement.Class.Tier == tiers.Diskless {
+			if last.placement.Class.Tier != tiers.Diskless {
+				c.inline = inline{rules, topic, p.TopicID}
+			} else {
 				c.p.opt.Payloads.Kept(last.placement.Class, topic, last.placement.Reason, p.To-p.From)
 			}
 			continue

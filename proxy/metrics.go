@@ -110,9 +110,9 @@ func (m *metrics) open(c *conn) prometheus.Gauge {
 	return m.connections.WithLabelValues(c.listener())
 }
 
-func (m *metrics) request(r *request) {
-	m.requests[r.api.Key].Inc()
-	m.requestBytes.Add(float64(len(r.in.b)))
+func (m *metrics) request(api *API, n int) {
+	m.requests[api.Key].Inc()
+	m.requestBytes.Add(float64(n))
 }
 
 func (m *metrics) answered(r *request) {

@@ -202,10 +202,16 @@ func (c *conn) giveBack(r *request) {
 // finish returns what a request holds until it is answered or given up.
 func (c *conn) finish(r *request) {
 	c.landed(r)
+	c.settle(r)
+	<-c.slots
+}
+
+// settle notes that a request is no longer in flight.
+func (c *conn) settle(r *request) {
 	if r.owed {
 		c.owed.Add(-1)
+		c.p.owed.Add(-1)
 	}
-	<-c.slots
 }
 
 // What collects garbage counts on a placeholder being in the log, or nowhere, a

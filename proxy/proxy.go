@@ -155,6 +155,7 @@ type Proxy struct {
 	ctx      context.Context // ends with the proxy
 	cancel   context.CancelCauseFunc
 	stopping atomic.Bool
+	owed     atomic.Int64   // conn.owed, of all
 	stopped  chan struct{}  // closed when stopping is set
 	wg       sync.WaitGroup // listeners and connections
 

@@ -218,8 +218,10 @@ func (c *conn) read() error {
 		if err != nil {
 			return c.readError(err)
 		}
-		if err := c.awaitUnmuted(); err != nil {
-			return err
+		if c.muted.Load() != 0 {
+			if err := c.awaitUnmuted(); err != nil {
+				return err
+			}
 		}
 		if err := c.takeSlot(); err != nil {
 			return err
@@ -305,13 +307,15 @@ func (c *conn) accept(r *request) error {
 		c.giveBack(r)
 		return fmt.Errorf("%w: API key %d (%s)", errRefused, key, kmsg.NameForKey(key))
 	}
-	c.p.metrics.request(r)
+	// Counted when it is on its way: counters are cold, and it need not wait for them.
+	defer c.p.metrics.request(r.api, len(r.in.b))
 	if r.api.login() && !c.began.Load() {
 		c.began.Store(true)
 	}
 	if !r.api.poll() {
 		r.owed = true
 		c.owed.Add(1)
+		c.p.owed.Add(1)
 	}
 	if r.version < r.api.Min || r.version > r.api.Max {
 		if key == apiVersionsKey {
@@ -329,6 +333,7 @@ func (c *conn) accept(r *request) error {
 	r.body = h.Body
 	if string(h.ClientID) != c.clientID {
 		c.clientID = string(h.ClientID)
+		c.from = c.p.crossings.from(c.address, c.clientID)
 	}
 	r.clientID = c.clientID
 	if r.api.handle != nil {

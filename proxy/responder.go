@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"syscall"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
@@ -88,6 +89,11 @@ func (c *conn) respond(resp *frame) error {
 	}
 	if r.api.login() && !c.welcome.Load() {
 		c.welcome.Store(true)
+	}
+	if r.api.poll() && len(resp.b) <= smallFrame && c.p.owed.Load() > 0 {
+		// An acknowledgement and the Fetch that its records end come together, and
+		// the scheduler begins with what came last. Somebody waits for the former.
+		runtime.Gosched()
 	}
 	c.landed(r) // before the client takes it, for which others must not wait
 	var out [][]byte

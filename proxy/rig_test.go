@@ -47,6 +47,7 @@ type rig struct {
 	brokers  *scriptedBrokers
 	payloads *scriptedPayloads
 	quotas   *scriptedQuotas
+	rules    atomic.Pointer[router.Router]
 	metrics  *prometheus.Registry
 	log      *syncBuffer
 }
@@ -126,12 +127,12 @@ func newRig(t testing.TB, limits proxy.Limits, diskless bool) *rig {
 		payloads: &scriptedPayloads{}, quotas: &scriptedQuotas{},
 	}
 	r.brokers.t = t
-	rt := testRouter(t, diskless)
+	r.rules.Store(testRouter(t, diskless))
 	p, err := proxy.New(proxy.Options{
 		Bootstrap: "proxy:1000",
 		Layout:    proxy.Layout{Advertise: host, Bind: host, FirstPort: firstPrt, Nodes: []proxy.NodeRange{{First: 0, Last: 4}}},
 		Brokers:   r.brokers, Payloads: r.payloads, Quotas: r.quotas,
-		Router:  func() *router.Router { return rt },
+		Router:  r.rules.Load,
 		Limits:  limits,
 		Listen:  r.net.Listen,
 		Logger:  zerolog.New(r.log),
