@@ -118,7 +118,7 @@ func TestLongEverything(t *testing.T) {
 	e.stores, yaml = through()
 	port := harness.Ports(t, replicaPorts)
 	extra := func(compacts bool) string {
-		return fmt.Sprintf("%scontrol }\ngc: { enabled: false }\ncompaction: { enabled: %v, window: 5s, min_age: 5s, memory_bytes: 16MiB }\n"+
+		return fmt.Sprintf("%scontrol }\ngc: { enabled: false }\ncompaction: { enabled: %v, window: 5s, merge: 20s, min_age: 5s, memory_bytes: 16MiB }\n"+
 			"limits: { put_timeout: 2s, memory_bytes: 512MiB }\nclasses:\n  telemetry: { linger: 250ms, object_size: 1MiB, store: default }\n", flipRule, compacts)
 	}
 	for i, host := range []string{"127.0.0.2", "127.0.0.3"} {
@@ -137,7 +137,7 @@ func TestLongEverything(t *testing.T) {
 	passes := filepath.Join(logs, "collector.log")
 	e.tools[0] = &tool{
 		name: "compactor", stores: compactorStores, start: func() *harness.Process { return harness.StartSluice(t, "compact", "-c", compactorFile).Process },
-		moments: [][3]string{{"PUT", "/segments/data/"}, {"PUT", "/segments/data/", "done"}, {"PUT", "/segments/windows/"}, {"PUT", "/segments/windows/", "done"}, {"GET", "/wal/"}},
+		moments: [][3]string{{"PUT", "/segments/data/"}, {"PUT", "/segments/data/", "done"}, {"PUT", "/segments/windows/"}, {"PUT", "/segments/windows/", "done"}, {"GET", "/wal/"}, {"GET", "/segments/data/"}, {"PUT", "/segments/windows/2/", "done"}},
 	}
 	e.tools[1] = &tool{
 		name: "collector", stores: collectorStores, start: func() *harness.Process { return startCollector(t, collectorFile, passes) },
@@ -187,6 +187,7 @@ func TestLongEverything(t *testing.T) {
 
 	// The last compaction and collection, by processes that nobody disturbs.
 	e.settle()
+	e.merged()
 	cold := replica{Kafka: e.k.Bootstrap(), Store: s3Store(s3, "every"), Extra: "gc: { enabled: false }\ncompaction: { window: 5s, min_age: 5s }\nlimits: { cache_bytes: 16MiB }\n"}
 	e.readsBack("cold", startSluice(t, cold).Bootstrap, unclean, x, all)
 	cached := cold
@@ -736,6 +737,24 @@ func (e *everything) settleStore() {
 		time.Sleep(time.Second)
 	}
 	e.tell("settled", "%d segments, %d windows", e.keys(segment.DataPrefix), e.keys(segment.WindowsPrefix))
+}
+
+// merged wants windows of level 2, and of level 1 not many more than were not merged.
+func (e *everything) merged() {
+	e.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		one, two := e.keys(segment.LevelPrefix(segment.Level1)), e.keys(segment.LevelPrefix(segment.Level2))
+		if two > 0 && one < 2*two {
+			e.tell("merged", "%d windows of level 1, %d of level 2", one, two)
+			return
+		}
+		if time.Now().After(deadline) {
+			e.Errorf("%d windows of level 1 are left beside %d of level 2", one, two)
+			return
+		}
+		time.Sleep(time.Second)
+	}
 }
 
 // nothingIsLeft deletes all records, and waits for their objects to go too. What
