@@ -24,7 +24,7 @@ import (
 // The defaults are the short form: that all of it works at its size. make
 // bench-workloads runs the long one, which is worth reading.
 var (
-	eachNames    = flag.String("each-workloads", "many-connections,many-partitions,transactions,catch-up", "which workloads")
+	eachNames    = flag.String("each-workloads", "many-connections,catch-up", "which workloads")
 	eachRounds   = flag.Int("each-rounds", 1, "rounds; each goes over all targets")
 	eachDuration = flag.Duration("each-duration", time.Second, "how long each run lasts")
 	eachWarmUp   = flag.Duration("each-warm-up", 500*time.Millisecond, "the time before that, not measured")
