@@ -42,7 +42,8 @@ const (
 	minWriteBuffer = 16 << 20
 	// minCache is the least that limits.cache_bytes may be.
 	minCache = 16 << 20
-	// growth is what an object takes while it is filled: it doubles.
+	// growth is what an object takes while it is filled: it doubles, or begins as
+	// large as the last one.
 	growth = 2
 )
 

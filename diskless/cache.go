@@ -79,8 +79,8 @@ type loan struct {
 
 // lentShare of what is for catch-up scans, one byte in so many, may be chunks that
 // are lent: one of each partition that is read (scanChunks). Beyond it parts are
-// copied, or slow readers would take all of it. It is less than what is always for
-// scans, so that there is room for all loans however much of the rest is taken.
+// copied, or slow readers would take all of it. At most half of what is always for
+// scans is, so that there is room for them however much of the rest is taken.
 const lentShare = scanChunks
 
 // aheadShare of what is for catch-up scans, one byte in so many, may be taken by
@@ -225,7 +225,7 @@ func (c *cache) lend(k chunkKey, b []byte) (done func()) {
 	defer c.mu.Unlock()
 	l := c.loans[unsafe.SliceData(b)]
 	if l == nil {
-		if len(b) == 0 || c.lent+int64(cap(b)) > c.scanRoom()/lentShare {
+		if len(b) == 0 || c.lent+int64(cap(b)) > min(c.scanRoom()/lentShare, c.scan.max/2) {
 			return nil
 		}
 		l = &loan{}

@@ -56,7 +56,7 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		ahead = t.scans.ahead(ahead)
 	}
 	t.readAhead(ctx, tp, stored, records, ahead)
-	for {
+	for asked := placeholders > 0; ; {
 		b, rest, ok := wire.NextBatch(records)
 		if !ok {
 			return pieces, size, nil
@@ -64,10 +64,12 @@ func (t *Tier) Resolve(ctx context.Context, tp tiers.TopicPartition, records []b
 		records = rest
 		n := len(b)
 		if b.IsV2() && placeholder.Candidate(b) {
-			if placeholders == 0 {
-				if p, err := t.verify(ctx, tp, b); err == nil && p != nil {
+			if !asked {
+				p, err := t.verify(ctx, tp, b)
+				if err == nil && p != nil {
 					placeholders, originals = len(b), p.Size()
 				}
+				asked = err != nil || p != nil // not each of them: it may cost a look at the store
 			}
 			if placeholders > 0 {
 				n = int(int64(len(b)) * int64(originals) / int64(placeholders)) // as the others

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/rs/zerolog"
 	"pgregory.net/rapid"
 
@@ -430,6 +431,27 @@ func TestTranscript(t *testing.T) {
 		}
 		if out.String() != string(want) {
 			t.Errorf("the requests differ from %s (-update writes it anew):\n%s", golden, out.String())
+		}
+	})
+}
+
+// What lies beyond an answer is only estimated: forgeries there are not looked at
+// one by one, for each may cost a look at the store.
+func TestForgeriesBeyondAnAnswerAreNotAllLookedAt(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		s := r.send(offer{})
+		forged := plain.appends(s.placeholder())
+		log := bytes.Clone(s.batch)
+		for range 10 {
+			log = append(log, forged...)
+		}
+		elsewhere := tiers.TopicPartition{Topic: s.tp.Topic, Partition: s.tp.Partition + 1}
+		pieces, size, err := r.tier.Resolve(t.Context(), elsewhere, log, len(s.batch)-1, 0)
+		if err != nil || len(pieces) != 1 || size != len(log) {
+			t.Errorf("%d pieces, %d bytes of %d: %v", len(pieces), size, len(log), err)
+		}
+		if n := testutil.ToFloat64(r.tier.metrics.unverified.WithLabelValues("wrong signature")); n > 2 { // one for reading ahead, one for the estimate
+			t.Errorf("%v were looked at", n)
 		}
 	})
 }

@@ -73,7 +73,8 @@ type crew struct {
 	members  map[*seat]*member
 	holdouts int       // of members: those that may still send something
 	patient  time.Time // until when they are waited for
-	recheck  time.Time // no sooner can the budget cover a seal
+	recheck  time.Time // no sooner can the budget cover a seal at price
+	price    float64
 }
 
 type member struct {
@@ -153,7 +154,9 @@ func (s *sealer) ready(c *crew, price float64, now time.Time) (ok bool, wait tim
 	if s.perSecond <= 0 || len(c.members) == 0 {
 		return false, 0, false
 	}
-	if now.Before(c.recheck) {
+	// The price falls as the object fills. Half of it, and not any less, so that all
+	// members are looked at a few times and not for each batch.
+	if now.Before(c.recheck) && price > c.price/2 {
 		return false, c.recheck.Sub(now), false
 	}
 	if c.holdouts > 0 && now.Before(c.patient) {
@@ -180,7 +183,7 @@ func (s *sealer) ready(c *crew, price float64, now time.Time) (ok bool, wait tim
 		return true, 0, false
 	}
 	wait = max(wait, time.Millisecond)
-	c.recheck = now.Add(wait)
+	c.recheck, c.price = now.Add(wait), price
 	return false, wait, true
 }
 

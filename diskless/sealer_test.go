@@ -266,3 +266,24 @@ func TestPausesOfAConnectionAreKnown(t *testing.T) {
 		}
 	}
 }
+
+// What an object's emptiness cost when the budget was asked is not what it costs
+// once others have filled it.
+func TestAPriceThatFallsIsPaidAtOnce(t *testing.T) {
+	s, now := newSealer(10), time.Now()
+	var c crew
+	s.join(&c, &tiers.Producer{}, 1, now)
+	if !s.bucket.AllowN(now, s.bucket.Burst()) {
+		t.Fatal("the budget has not begun full")
+	}
+	if ok, wait, short := s.ready(&c, 1, now); ok || !short || wait < 50*time.Millisecond {
+		t.Fatalf("without a budget: %v, %v", ok, wait)
+	}
+	now = now.Add(20 * time.Millisecond)
+	if ok, _, _ := s.ready(&c, 0.6, now); ok {
+		t.Error("the budget is a fifth of a seal")
+	}
+	if ok, wait, _ := s.ready(&c, 0.1, now); !ok {
+		t.Errorf("a tenth of a seal waits for %v more", wait)
+	}
+}

@@ -127,6 +127,7 @@ type Tier struct {
 	metrics    *metrics
 	budget     *inlineBudget
 	buffered   atomic.Int64 // bytes of batches in objects that are not durable yet, all stores together
+	begun      atomic.Int64 // bytes that buffers of open objects began with because the last ones were that large
 	sealer     *sealer
 	retries    *retries
 	cache      *cache

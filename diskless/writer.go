@@ -157,6 +157,7 @@ type object struct {
 	ctx    context.Context // ends when nobody waits for it any longer
 	cancel context.CancelFunc
 
+	begun   int        // what its buffer began with
 	batches int64      // bytes of batches in it
 	waiting []*offload // the undecided, in order of arrival
 	due     time.Time  // not after the first decideBy of waiting
@@ -358,7 +359,7 @@ func (w *writer) append(o *offload) {
 		full := obj.limit + obj.limit/footerShare
 		size := min(2*cap(obj.buf), int(full))
 		if obj.buf == nil {
-			size = w.lengths[obj.class]
+			size = w.begin(obj)
 		}
 		grown := make([]byte, len(obj.buf), max(need+need/footerShare, size, minObjectBuffer))
 		copy(grown, obj.buf)
@@ -377,6 +378,19 @@ func (w *writer) append(o *offload) {
 	if obj.batches >= obj.limit {
 		w.seal(obj, "size")
 	}
+}
+
+// begin returns what an object's buffer is to begin with. Such buffers are nearly
+// empty at first, and batches are what is counted elsewhere; so all open ones
+// together get no more than limits.write_buffer_bytes.
+func (w *writer) begin(obj *object) int {
+	n := w.lengths[obj.class]
+	if w.tier.begun.Add(int64(n)) > w.tier.limits.BufferBytes {
+		w.tier.begun.Add(-int64(n))
+		return 0
+	}
+	obj.begun = n
+	return n
 }
 
 // hold counts bytes in or, below zero, out of the buffer. mu is held.
@@ -483,6 +497,7 @@ func (w *writer) close(obj *object) {
 	if obj.early != nil {
 		obj.early.Stop()
 	}
+	w.tier.begun.Add(-int64(obj.begun))
 	w.tier.sealer.leave(&obj.crew)
 }
 

@@ -634,3 +634,38 @@ func wantRejected(t *testing.T, s *sent, after time.Duration) {
 	}
 	wantTook(t, s, after)
 }
+
+// Buffers that begin as large as the last ones are nearly empty at first, and
+// only what is in them counts: they have a bound of their own.
+func TestEmptyBuffersAreBounded(t *testing.T) {
+	const size, most = 1 << 20, 3 << 20
+	inBubble(t, Limits{BufferBytes: most}, func(t *testing.T, r *rig) {
+		var all []*sent
+		classes := make([]*tiers.Class, 6)
+		for i := range classes {
+			classes[i] = telemetry()
+			classes[i].Name, classes[i].ObjectSize = fmt.Sprint("class", i), size
+			s := r.send(offer{class: classes[i], batch: batchOf(1, size)})
+			s.wantReadable(r.tier)
+		}
+		for _, class := range classes {
+			all = append(all, r.send(offer{class: class, batch: batchOf(1, 10_000)}))
+		}
+		w := r.tier.writers["default"]
+		w.mu.Lock()
+		held := 0
+		for _, obj := range w.open {
+			held += cap(obj.buf)
+		}
+		w.mu.Unlock()
+		if held < size || held > most+len(classes)*minObjectBuffer {
+			t.Errorf("%d bytes for 60,000, of %d", held, most)
+		}
+		for _, s := range all {
+			s.wantReadable(r.tier)
+		}
+		if n := r.tier.begun.Load(); n != 0 {
+			t.Errorf("%d bytes still count", n)
+		}
+	})
+}
