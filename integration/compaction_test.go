@@ -26,12 +26,14 @@ import (
 )
 
 func TestCompactedDataReadsBack(t *testing.T) {
-	compactedDataReadsBack(t, 3, 8, 24<<20, 0)
+	compactedDataReadsBack(t, sharedKafka(t), 3, 8, 24<<20, 0)
 }
 
 func TestLongCompactedDataOfAThousandPartitionsReadsBack(t *testing.T) {
 	harness.Long(t)
-	compactedDataReadsBack(t, 10, 100, 256<<20, 10*time.Second)
+	// fsck looks at all topics: all have to be of this store.
+	k := harness.StartKafka(t, harness.KafkaOptions{})
+	compactedDataReadsBack(t, k, 10, 100, 256<<20, 10*time.Second)
 }
 
 const compactedRecord = 1 << 10
@@ -49,8 +51,7 @@ func compactedValue(id uint64) []byte {
 // middle and another finish, takes the WAL objects away, and reads everything
 // through a replica that has nothing in memory. With merge, what is compacted is then
 // merged, collected, and read again.
-func compactedDataReadsBack(t *testing.T, topics, partitions, size int, merge time.Duration) {
-	k := sharedKafka(t)
+func compactedDataReadsBack(t *testing.T, k *harness.Kafka, topics, partitions, size int, merge time.Duration) {
 	const quick = "compaction: { enabled: false, window: 1s, min_age: 1s, memory_bytes: 128MiB"
 	classes := "\nclasses:\n  telemetry: { linger: 50ms, object_size: 4MiB, store: default }\n"
 	r := replica{Kafka: k.Bootstrap(), Store: s3Store(harness.StartS3(t), "compacted"), Extra: quick + " }" + classes}.withDefaults(t)

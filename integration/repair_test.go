@@ -123,7 +123,7 @@ func (b bucketOf) windows() (all []*segment.Manifest) {
 // in a bucket with locks, are locked where they are not, and never written.
 func TestLongRepairOfARealBucket(t *testing.T) {
 	harness.Long(t)
-	k := sharedKafka(t)
+	k := harness.StartKafka(t, harness.KafkaOptions{}) // fsck looks at all topics
 	s3 := harness.StartS3(t)
 	const topic, brief, ledger, rounds = "repaired-telemetry", "repaired-telemetry-brief", "repaired-ledger", 8
 	r := replica{

@@ -197,11 +197,7 @@ func (a *Access) Fsck(ctx context.Context, opt FsckOptions) (*FsckReport, error)
 	}
 	if stopped == nil && len(opt.Patterns) == 0 {
 		c.report.Locks, stopped = a.lookAtLocks(ctx, opt.Sample, nil)
-		for _, l := range c.report.Locks {
-			if stopped == nil && l.Unanswered != "" {
-				stopped = fmt.Errorf("store %s does not tell how audit objects are locked: %s", l.Store, l.Unanswered)
-			}
-		}
+		stopped = cmp.Or(stopped, unanswered(c.report.Locks))
 	}
 	c.finish()
 	if stopped != nil {

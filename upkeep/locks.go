@@ -247,3 +247,13 @@ func (l StoreLock) fix(ctx context.Context, u *Unlocked, dryRun bool) {
 		u.Why = err.Error()
 	}
 }
+
+// unanswered is an error when a store could not be asked about all locks.
+func unanswered(all []FsckLocks) error {
+	for _, l := range all {
+		if l.Unanswered != "" {
+			return fmt.Errorf("store %s does not tell how audit objects are locked: %s", l.Store, l.Unanswered)
+		}
+	}
+	return nil
+}

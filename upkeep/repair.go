@@ -117,6 +117,10 @@ func (a *Access) Mend(ctx context.Context, opt FsckOptions, how RepairOptions) (
 			report.Stopped = "the repair: " + err.Error()
 			return report, errors.Join(ErrStopped, err)
 		}
+		if err := unanswered(report.Locks); err != nil {
+			report.Stopped = "the repair: " + err.Error()
+			return report, errors.Join(ErrStopped, err)
+		}
 	}
 	affected, err := topicsOfAll(report.Fixes, report.Damage)
 	if err != nil || how.DryRun || len(affected) == 0 {
@@ -713,7 +717,7 @@ func (r *repair) walObject(ctx context.Context, id ulid.ULID) error {
 		topics[e.Topic] = true
 	}
 	f.Topics = slices.Sorted(maps.Keys(topics))
-	if entries == nil {
+	if entries == nil || size < int64(len(body)) {
 		f.Why = "its footer is lost, and no window's segments tell of all that was in it"
 		return r.fix(ctx, f, nil)
 	}
@@ -812,7 +816,15 @@ func (r *repair) lostManifests(ctx context.Context) error {
 	young := 0
 	left := map[segment.Window]error{}
 	maps.Copy(left, r.garbled)
-	for _, run := range slices.SortedFunc(maps.Keys(r.segments), ulid.ULID.Compare) {
+	// The one with most in it first: of a window there may also be what a run has
+	// left that crashed before it.
+	size := func(run ulid.ULID) (n int64) {
+		for _, one := range r.segments[run] {
+			n += one
+		}
+		return n
+	}
+	for _, run := range slices.SortedFunc(maps.Keys(r.segments), func(a, b ulid.ULID) int { return cmp.Or(cmp.Compare(size(b), size(a)), a.Compare(b)) }) {
 		if named[run] {
 			continue
 		}
@@ -915,8 +927,12 @@ func (r *repair) manifestOf(ctx context.Context, run ulid.ULID) (m *segment.Mani
 		}
 		m.Segments = append(m.Segments, info)
 	}
+	held, err := r.inWindows(ctx, of)
+	if err != nil {
+		return nil, nil, "", err
+	}
 	for _, id := range slices.SortedFunc(maps.Keys(of), ulid.ULID.Compare) {
-		if slices.ContainsFunc(r.windows, func(o *segment.Manifest) bool { return o.Window().Spans(id) && o.Covers(id) }) {
+		if n, covered := held[id]; covered && n >= len(of[id]) {
 			continue
 		}
 		whole := joined(of[id])
@@ -938,6 +954,35 @@ func (r *repair) manifestOf(ctx context.Context, run ulid.ULID) (m *segment.Mani
 		return nil, nil, "", nil
 	}
 	return m, slices.Sorted(maps.Keys(seen)), "", nil
+}
+
+// inWindows counts what windows that cover WAL objects hold of each, the one that
+// holds most: of some all segments are gone, for they were merged.
+func (r *repair) inWindows(ctx context.Context, of map[ulid.ULID][]diskless.Entry) (map[ulid.ULID]int, error) {
+	held := map[ulid.ULID]int{}
+	for _, m := range r.windows {
+		n := map[ulid.ULID]int{}
+		for _, o := range m.Objects {
+			if of[o.ID] != nil {
+				n[o.ID] = 0
+			}
+		}
+		for i := 0; i < len(m.Segments) && len(n) > 0; i++ {
+			c, err := r.content(ctx, m, i)
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range c.entries {
+				if _, ok := n[e.Object]; ok {
+					n[e.Object]++
+				}
+			}
+		}
+		for id, n := range n {
+			held[id] = max(held[id], n)
+		}
+	}
+	return held, nil
 }
 
 // some names the first of many.

@@ -344,7 +344,13 @@ func (v *Verifier) lock(ctx context.Context, w *walker, e entry, h Header) error
 		return nil
 	}
 	lock, err := locker.LockOf(ctx, e.key, e.first().ID)
-	if err != nil {
+	switch {
+	case errors.Is(err, objstore.ErrAccess):
+		w.r.find(e.key, h.First, "whether it is locked cannot be told: who asks may not see locks (s3:GetObjectRetention)")
+		return nil
+	case errors.Is(err, objstore.ErrNoLock):
+		lock = objstore.Lock{} // no object of the bucket has one
+	case err != nil:
 		return err
 	}
 	switch {
@@ -352,7 +358,7 @@ func (v *Verifier) lock(ctx context.Context, w *walker, e entry, h Header) error
 		w.r.find(e.key, h.First, "it is not locked: it was written when the store had no lock in the configuration")
 		return nil
 	case lock.Mode == "":
-		w.r.find(e.key, h.First, "it is not locked, and was to be until %s (or who asks may not see locks: s3:GetObjectRetention)", h.LockedUntil.Format(time.RFC3339))
+		w.r.find(e.key, h.First, "it is not locked, and was to be until %s", h.LockedUntil.Format(time.RFC3339))
 		return nil
 	case lock.Until.Before(h.LockedUntil.Add(-lockMargin)):
 		w.r.find(e.key, h.First, "its lock ends at %s, and was to last until %s", lock.Until.UTC().Format(time.RFC3339), h.LockedUntil.Format(time.RFC3339))

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -36,6 +35,8 @@ const (
 	// mergeSeconds bounds what is merged at a time, at compaction's own pace: other
 	// stores wait for it, and garbage collection for its manifest.
 	mergeSeconds = 300
+	// unboundedMerge bounds it when nothing bounds the pace.
+	unboundedMerge = 4 << 30
 	// mergeObjects bounds a manifest: readers keep some in memory, at 24 bytes for each.
 	mergeObjects = 1 << 18
 )
@@ -147,15 +148,16 @@ func (c *Compactor) mergeSlice(ctx context.Context, start time.Time, windows []s
 	if left, err := c.unmerged(ctx, start, manifests); err != nil || len(left) < 2 {
 		return err == nil, err
 	}
+	// The turn first: another store's merge may take longer than a claim lasts.
+	if c.opt.Turn != nil {
+		c.opt.Turn.Lock()
+		defer c.opt.Turn.Unlock()
+	}
 	mine, err := c.claim(ctx, mergeClaimKey(start))
 	if err != nil || !mine {
 		return false, err
 	}
 	defer c.release(ctx)
-	if c.opt.Turn != nil {
-		c.opt.Turn.Lock()
-		defer c.opt.Turn.Unlock()
-	}
 	// Somebody may have finished between the two.
 	left, err := c.unmerged(ctx, start, manifests)
 	if err != nil {
@@ -185,7 +187,7 @@ func (c *Compactor) mergeSlice(ctx context.Context, start time.Time, windows []s
 // together returns how many of the first windows are merged into one: as many as
 // have footers, WAL objects and bytes that a run can have.
 func (c *Compactor) together(left []*segment.Manifest) int {
-	most := int64(math.MaxInt64)
+	most := int64(unboundedMerge)
 	if c.limits.BytesPerSecond > 0 {
 		most = c.limits.BytesPerSecond * mergeSeconds / 2 // read, and written
 	}

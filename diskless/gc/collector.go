@@ -78,6 +78,7 @@ type Collector struct {
 	blockers blockers
 	swept    map[segment.Window]bool // windows of which no WAL object is left
 	unlike   map[pair]bool           // of which level 2 does not hold all of level 1
+	replaced map[numbered]ulid.ULID  // what pass.replaced was left with
 
 	explaining sync.Mutex
 	alive      atomic.Int64 // unix nanoseconds of the last sign of life
@@ -168,8 +169,8 @@ type pass struct {
 	named    map[string]struct{}
 	namedMu  sync.Mutex
 	failures atomic.Int32
-	covering map[string]struct{}  // WAL objects that compacted has decided about
-	replaced map[string]ulid.ULID // segments that may go, by the run that has all of them
+	covering map[string]struct{}    // WAL objects that compacted has decided about
+	replaced map[numbered]ulid.ULID // segments that may go, by the run that has all of them
 }
 
 // maxFailures of reads or deletions end a pass: the store is ill.
@@ -180,7 +181,7 @@ const maxFailures = 20
 // until then.
 func (c *Collector) Pass(ctx context.Context) (*Report, error) {
 	began := time.Now()
-	p := &pass{Collector: c, named: make(map[string]struct{}), covering: make(map[string]struct{}), replaced: make(map[string]ulid.ULID)}
+	p := &pass{Collector: c, named: make(map[string]struct{}), covering: make(map[string]struct{}), replaced: make(map[numbered]ulid.ULID)}
 	p.Report = Report{Store: c.opt.Name, DryRun: c.opt.DryRun, Found: make(map[Reason]Count), Doubts: make(map[string]string)}
 	err := p.run(ctx)
 	p.Took = time.Since(began)
@@ -649,28 +650,34 @@ func (p *pass) count(n *int64) {
 
 // delete removes one object that is dead.
 func (p *pass) delete(ctx context.Context, o Object) error {
+	_, err := p.deleted(ctx, o)
+	return err
+}
+
+// deleted is delete, and reports whether it is gone. An error ends the pass.
+func (p *pass) deleted(ctx context.Context, o Object) (bool, error) {
 	if p.opt.DryRun {
 		p.report(o, false)
-		return nil
+		return false, nil
 	}
 	if err := p.deletes.Wait(ctx); err != nil {
-		return err
+		return false, err
 	}
 	p.count(&p.Requests.Deletes)
 	if err := p.opt.Store.Delete(ctx, o.Key); err != nil {
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 		p.failures.Add(1)
 		p.opt.Logger.Warn().Err(err).Str("store", p.opt.Name).Msg("an object to which nothing refers cannot be deleted; a later pass tries again")
 		p.report(o, false)
-		return nil
+		return false, nil
 	}
 	if id, _, ok := diskless.ParseObjectKey(o.Key); ok {
 		p.blockers.forget(id)
 	}
 	p.report(o, true)
-	return nil
+	return true, nil
 }
 
 // settleNames makes the state remember which names objects have, after a walk that

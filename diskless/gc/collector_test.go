@@ -87,6 +87,7 @@ type rig struct {
 	kafka  *kafka
 	opt    Options
 	said   []Object
+	split  bool // what is compacted has a segment for each object of a topic
 }
 
 func newRig(t *testing.T) *rig {

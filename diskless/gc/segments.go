@@ -91,8 +91,6 @@ func (p *pass) compacted(ctx context.Context) error {
 		}
 		manifests[n], named[m.Run] = m, true
 	}
-	// What a window that lacks a segment covers may be nowhere else.
-	complete := slices.DeleteFunc(slices.Clone(manifests), func(m *segment.Manifest) bool { return m == nil || !allThere(m, runs[m.Run]) })
 	for run, segments := range runs {
 		if named[run] {
 			continue
@@ -102,7 +100,7 @@ func (p *pass) compacted(ctx context.Context) error {
 			o := Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Needed, Why: "no manifest names it yet"}
 			// What was listed is not news after a while: a manifest may be there now.
 			if whole && p.now.Sub(i.LastModified) >= max(leftOver, p.opt.MinAge) && time.Since(listed) < max(p.opt.Timing.Grace, time.Second)/2 {
-				if err := p.orphan(ctx, o, i, complete); err != nil {
+				if err := p.orphan(ctx, o, i, manifests, runs); err != nil {
 					return err
 				}
 				continue
@@ -111,12 +109,20 @@ func (p *pass) compacted(ctx context.Context) error {
 		}
 	}
 	for n, w := range windows {
-		if m := manifests[n]; m != nil && m.Level == segment.Level2 && p.now.Sub(w.info.LastModified) >= p.opt.Timing.Grace {
+		if m := manifests[n]; m != nil && m.Level == segment.Level2 && p.now.Sub(w.info.LastModified) >= p.opt.Timing.Grace && allThere(m, runs[m.Run]) {
+			// What could not be deleted when it was found: its neighbours that were can
+			// no longer be compared.
+			for part, run := range p.Collector.replaced {
+				if _, there := runs[part.run][part.n]; there && run == m.Run {
+					p.replaced[part] = run
+				}
+			}
 			if err := p.superseded(ctx, m, manifests, runs); err != nil {
 				return err
 			}
 		}
 	}
+	p.Collector.replaced = p.replaced
 	for n, w := range windows {
 		if manifests[n] == nil {
 			continue
@@ -210,16 +216,16 @@ func (p *pass) exists(ctx context.Context, key string) (bool, error) {
 }
 
 // orphan decides about a segment that no manifest names and none can any more.
-func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests []*segment.Manifest) error {
+func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests []*segment.Manifest, runs map[ulid.ULID]map[int]objstore.Info) error {
 	f, err := p.segmentFooter(ctx, i)
 	if err != nil {
 		return p.unreadable(ctx, o, err)
 	}
-	only, err := p.onlyHere(ctx, f, manifests)
+	only, places, err := p.onlyHere(ctx, f, manifests, runs)
 	if err != nil {
 		return p.unreadable(ctx, o, err)
 	}
-	if only == (ulid.ULID{}) {
+	if len(places) == 0 {
 		o.Reason, o.Why = Dead, "its compactor never finished"
 		return p.delete(ctx, o)
 	}
@@ -227,7 +233,7 @@ func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests 
 		o.Time = last
 	}
 	if !p.tooYoung(&o) {
-		p.decide(&o, placesOf(f))
+		p.decide(&o, places)
 	}
 	if o.Reason == Dead {
 		return p.delete(ctx, o)
@@ -237,21 +243,47 @@ func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests 
 	return nil
 }
 
-// onlyHere finds a WAL object of a segment that is not there any more, and for
-// which no manifest stands either.
-func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*segment.Manifest) (only ulid.ULID, err error) {
+// onlyHere finds those places of a segment that have batches of WAL objects which
+// are gone, and in no window either: one that covers the object, and of which every
+// segment is there in which readers would look for the place. only is one of the
+// objects.
+func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*segment.Manifest, runs map[ulid.ULID]map[int]objstore.Info) (only ulid.ULID, places map[place]struct{}, err error) {
+	of := make(map[ulid.ULID]map[segment.Place]struct{})
+	for e := range f.Entries() {
+		if of[e.Object] == nil {
+			of[e.Object] = make(map[segment.Place]struct{})
+		}
+		of[e.Object][segment.Place{Topic: e.Topic, Partition: e.Partition}] = struct{}{}
+	}
+	places = make(map[place]struct{})
 	for _, id := range f.Objects() {
-		if slices.ContainsFunc(manifests, func(m *segment.Manifest) bool { return m.Window().Spans(id) && m.Covers(id) }) {
+		for _, m := range manifests {
+			if m == nil || !m.Window().Spans(id) || !m.Covers(id) {
+				continue
+			}
+			maps.DeleteFunc(of[id], func(at segment.Place, _ struct{}) bool {
+				found := m.Find(at)
+				return len(found) > 0 && !slices.ContainsFunc(found, func(n int) bool { i, ok := runs[m.Run][n]; return !ok || i.Size != m.Segments[n].Size })
+			})
+		}
+		if len(of[id]) == 0 {
 			continue
 		}
 		if err := p.mayGoOn(ctx); err != nil {
-			return id, err
+			return id, nil, err
 		}
-		if there, err := p.exists(ctx, diskless.ObjectKey(id, false)); err != nil || !there {
-			return id, err
+		there, err := p.exists(ctx, diskless.ObjectKey(id, false))
+		if err != nil {
+			return id, nil, err
+		}
+		if !there {
+			only = id
+			for at := range of[id] {
+				places[place{at.Topic, at.Partition}] = struct{}{}
+			}
 		}
 	}
-	return ulid.ULID{}, nil
+	return only, places, nil
 }
 
 // segmentFooter reads a footer without a manifest that says how large it is.
@@ -292,10 +324,14 @@ func (p *pass) segment(ctx context.Context, m *segment.Manifest, manifest objsto
 		p.report(o, false)
 		return nil
 	}
-	if into, ok := p.replaced[i.Key]; ok && p.now.Sub(o.Time) >= p.opt.MinAge {
+	if into, ok := p.replaced[numbered{m.Run, n}]; ok && p.now.Sub(o.Time) >= p.opt.MinAge {
 		o.Reason, o.Why = Dead, fmt.Sprintf("segments of run %s hold all of it", into)
 		p.blockers.forget(id)
-		return p.delete(ctx, o)
+		deleted, err := p.deleted(ctx, o)
+		if deleted {
+			delete(p.replaced, numbered{m.Run, n})
+		}
+		return err
 	}
 	if known, ok := p.blockers.get(id); ok && p.keeps(&o, known) {
 		p.name(known.topic)
@@ -371,6 +407,12 @@ type slice struct {
 	at  segment.Place
 }
 
+// numbered is a segment of a run.
+type numbered struct {
+	run ulid.ULID
+	n   int
+}
+
 // pair is two runs, of level 1 and of level 2.
 type pair struct{ from, into ulid.ULID }
 
@@ -398,7 +440,7 @@ func (p *pass) superseded(ctx context.Context, into *segment.Manifest, manifests
 			parts = append(parts, m)
 		}
 	}
-	if len(parts) == 0 || !allThere(into, runs[into.Run]) {
+	if len(parts) == 0 {
 		return nil
 	}
 	covering := make(map[ulid.ULID][]ulid.ULID) // WAL objects: by which runs of level 1
@@ -477,7 +519,7 @@ func (p *pass) superseded(ctx context.Context, into *segment.Manifest, manifests
 			same = same && own[slice{s.m.Run, at}] == held[slice{s.m.Run, at}]
 		}
 		if same {
-			p.replaced[s.m.Key(s.n)] = into.Run
+			p.replaced[numbered{s.m.Run, s.n}] = into.Run
 		} else if !unread[s.m.Run] {
 			p.unlike[pair{s.m.Run, into.Run}] = true
 		}

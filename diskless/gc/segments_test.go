@@ -43,7 +43,11 @@ func (r *rig) compactTo(level segment.Level, age time.Duration, alter func(*segm
 			if alter != nil {
 				alter(&s)
 			}
-			of[e.Topic] = append(of[e.Topic], s)
+			name := e.Topic
+			if r.split {
+				name = fmt.Sprint(e.Topic, len(m.Objects))
+			}
+			of[name] = append(of[name], s)
 		}
 	}
 	var data []string
@@ -68,7 +72,7 @@ func (r *rig) compactTo(level segment.Level, age time.Duration, alter func(*segm
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		at := segment.Place{Topic: topic}
+		at := segment.Place{Topic: entries[0].Topic}
 		m.Segments = append(m.Segments, segment.Info{Size: int64(len(body)), FooterSize: int64(len(body) - payload), Batches: len(entries), First: at, Last: at})
 		put(segment.DataKey(m.Run, n), body)
 		data = append(data, segment.DataKey(m.Run, n))
@@ -523,6 +527,70 @@ func TestOrphanOfAMergeThatLacksASegment(t *testing.T) {
 		r.passes(2)
 		if r.has(lost) != lacks {
 			t.Errorf("level 2 lacks a segment: %v; the one that it may be the only copy of is there: %v", lacks, r.has(lost))
+		}
+	}
+}
+
+// TestMergedSegmentsAreDeletedLater, when the store did not take it at first, although
+// what was deleted then is no longer there to compare: but only while level 2 is.
+func TestMergedSegmentsAreDeletedLater(t *testing.T) {
+	for _, lacks := range []bool{false, true} {
+		r := newRig(t)
+		keys := r.objectsOfOneHour(2, "kept")
+		r.split = true
+		_, one := r.compact(22*time.Hour, nil, keys...)
+		r.split = false
+		_, two := r.compactTo(segment.Level2, 20*time.Hour, nil, keys...)
+		r.faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+			if op == objstore.OpDelete && key == one[1] {
+				return objstore.Fault{Err: objstore.ErrUnavailable}
+			}
+			return objstore.Fault{}
+		})
+		c := New(r.opt)
+		pass := func() {
+			t.Helper()
+			time.Sleep(2 * time.Millisecond)
+			if _, err := c.Pass(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass()
+		if r.has(one[0]) || !r.has(one[1]) {
+			t.Fatalf("the one that could be deleted is there: %v; the other one: %v", r.has(one[0]), r.has(one[1]))
+		}
+		pass()
+		r.faulty.Decide(nil)
+		if lacks {
+			_ = r.store.Delete(t.Context(), two[0])
+		}
+		pass()
+		pass()
+		if r.has(one[1]) != lacks {
+			t.Errorf("level 2 lacks a segment: %v; what was merged into it is there: %v", lacks, r.has(one[1]))
+		}
+		if n := len(c.replaced); n > 0 {
+			t.Errorf("%d are remembered that are gone, or must not go", n)
+		}
+	}
+}
+
+// TestLeftoversBesideADeadSegment: a segment of the run that was finished has died,
+// and the others still stand for what a crashed run left of theirs.
+func TestLeftoversBesideADeadSegment(t *testing.T) {
+	for n, kept := range []bool{true, false} { // of "kept", and of "other"
+		r := newRig(t)
+		r.opt.Timing.Grace = 100 * time.Millisecond
+		keys := r.objectsOfOneHour(2, "kept", "other")
+		left := r.lose(r.compact(31*time.Hour, nil, keys...)) // of "kept"
+		_, data := r.compact(30*time.Hour, nil, keys...)
+		for _, k := range keys {
+			_ = r.store.Delete(t.Context(), k)
+		}
+		_ = r.store.Delete(t.Context(), data[n])
+		r.passes(2)
+		if r.has(left) != kept {
+			t.Errorf("segment %d has died; what the crashed run left is there: %v", n, r.has(left))
 		}
 	}
 }
