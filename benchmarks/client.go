@@ -115,7 +115,7 @@ func newFranzSender(t Target, o sendOptions) (*franzSender, error) {
 		opts = append(opts, kgo.RecordPartitioner(kgo.RoundRobinPartitioner()))
 	}
 	if o.transactional != "" {
-		opts = append(opts, kgo.TransactionalID(o.transactional))
+		opts = append(opts, kgo.TransactionalID(o.transactional), kgo.TransactionTimeout(transactionTimeout))
 	}
 	client, err := kgo.NewClient(opts...)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,7 +22,10 @@ import (
 const (
 	drainTimeout = 30 * time.Second // after the last record was due, for what is not answered
 	stallTimeout = 15 * time.Second // for consumers to which nothing comes any more
-	startDelay   = 50 * time.Millisecond
+	// transactionTimeout ends a transaction that was given up: until then it keeps
+	// what is behind it from those who read what is committed.
+	transactionTimeout = 30 * time.Second
+	startDelay         = 50 * time.Millisecond
 )
 
 const maxLatency = 10 * time.Minute
@@ -460,7 +464,10 @@ func (r *run) unsent(f *flow, lane, from int, start time.Time) {
 // awaitDelivery waits until each consumer has what was acknowledged, as long as
 // something comes.
 func (r *run) awaitDelivery(ctx context.Context) {
-	progress, last := time.Now(), int64(-1)
+	progress, last, patience := time.Now(), int64(-1), stallTimeout
+	if slices.ContainsFunc(r.flows, func(f *flow) bool { return f.Transaction > 0 }) {
+		patience += transactionTimeout
+	}
 	for ctx.Err() == nil {
 		missing, got := 0, int64(0)
 		for _, f := range r.flows {
@@ -474,7 +481,7 @@ func (r *run) awaitDelivery(ctx context.Context) {
 		if got != last {
 			progress, last = time.Now(), got
 		}
-		if missing == 0 || time.Since(progress) > stallTimeout {
+		if missing == 0 || time.Since(progress) > patience {
 			return
 		}
 		sleepUntil(ctx, time.Now().Add(5*time.Millisecond))
