@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unsafe"
 
 	"github.com/oklog/ulid/v2"
 
@@ -102,9 +103,18 @@ func wholeObject(batches, described []byte) []byte {
 	size := len(batches) + len(described) + footer.TrailerSize
 	object := batches
 	if spare := cap(batches) - size; spare < 0 || spare > size/8 {
-		object = append(make([]byte, 0, size), batches...)
+		object = append(unzeroed(size), batches...)
 	}
 	return footer.Seal(append(object, described...), len(batches), objectMagic)
+}
+
+// unzeroed is empty, with room for n bytes, which hold whatever was there before:
+// they are only ever appended to. Clearing them takes as long as filling them.
+func unzeroed(n int) []byte {
+	var b strings.Builder // the one thing that gives out such memory
+	b.Grow(n)
+	b.WriteByte(0) // of an empty string nobody promises where it is
+	return unsafe.Slice(unsafe.StringData(b.String()), n)[:0]
 }
 
 // BuildObject makes a WAL object anew, as it was written, of batches that lie back

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"sync"
 	"time"
@@ -153,6 +154,7 @@ type object struct {
 	ripe   bool        // its linger is over, and only a place for its PUT is lacking
 	crew   crew
 	buf    []byte
+	sum    uint32 // CRC-32C of buf
 	footer []byte
 	ctx    context.Context // ends when nobody waits for it any longer
 	cancel context.CancelFunc
@@ -361,11 +363,9 @@ func (w *writer) append(o *offload) {
 		if obj.buf == nil {
 			size = w.begin(obj)
 		}
-		grown := make([]byte, len(obj.buf), max(need+need/footerShare, size, minObjectBuffer))
-		copy(grown, obj.buf)
-		obj.buf = grown
+		obj.buf = append(unzeroed(max(need+need/footerShare, size, minObjectBuffer)), obj.buf...)
 	}
-	obj.buf = append(obj.buf, o.req.Batch...)
+	obj.buf, obj.sum = append(obj.buf, o.req.Batch...), sumOn(obj.sum, o.req.Batch)
 	obj.footer = appendEntry(obj.footer, entryOf(o.req.Topic, o.req.Partition, o.offset, o.req.Batch))
 	o.req.Batch = nil // the copy serves from here on
 	obj.waiting = append(obj.waiting, o)
@@ -542,14 +542,16 @@ func (w *writer) tryPut(obj *object) (time.Duration, error) {
 	case <-obj.ctx.Done():
 		return 0, obj.ctx.Err()
 	}
+	batches := len(obj.buf)
 	obj.buf = wholeObject(obj.buf, obj.footer)
+	obj.sum = crc32.Update(obj.sum, wire.Castagnoli, obj.buf[batches:])
 	obj.footer = nil
 	store := w.handle().Store
 	key := ObjectKey(obj.id, obj.audit)
 	backoff := minPutBackoff
 	for {
 		started := time.Now()
-		ctx, cancel := context.WithTimeout(obj.ctx, w.tier.limits.PutAttempt)
+		ctx, cancel := context.WithTimeout(objstore.WithSum(obj.ctx, obj.sum), w.tier.limits.PutAttempt)
 		w.mu.Lock()
 		obj.attempt = cancel
 		w.mu.Unlock()

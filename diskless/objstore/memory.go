@@ -3,6 +3,7 @@ package objstore
 import (
 	"context"
 	"fmt"
+	"hash/crc32"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +30,9 @@ func (m *Memory) put(ctx context.Context, key string, body []byte, absent bool) 
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("put %s: %w", key, err)
+	}
+	if sumOf(ctx, body) != crc32.Checksum(body, castagnoli) {
+		return fmt.Errorf("put %s: the body has another checksum than was said", key)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -79,6 +79,13 @@ func OpenS3(o S3Options) (*S3, error) {
 		lookup = minio.BucketLookupPath
 	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
+		if tcp, ok := c.(*net.TCPConn); ok {
+			return bodyConn{tcp}, nil
+		}
+		return c, err
+	}
 	client, err := minio.New(u.Host, &minio.Options{
 		Creds:        creds,
 		Secure:       u.Scheme == "https",
@@ -87,18 +94,18 @@ func OpenS3(o S3Options) (*S3, error) {
 		MaxRetries:   1, // Retrying decides
 		// Lets a checksum be given; it goes as a header, not as a trailer.
 		TrailingHeaders: true,
-		Transport: &http.Transport{
+		Transport: transport{&http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           dialer.DialContext,
+			DialContext:           dial,
 			MaxConnsPerHost:       o.MaxConnections,
 			MaxIdleConnsPerHost:   o.MaxConnections,
 			IdleConnTimeout:       90 * time.Second,
 			TLSHandshakeTimeout:   10 * time.Second,
 			ResponseHeaderTimeout: s3ResponseTimeout,
-			WriteBufferSize:       128 << 10,
+			WriteBufferSize:       64 << 10, // small objects go out with their header
 			ReadBufferSize:        128 << 10,
 			DisableCompression:    true,
-		},
+		}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("s3: %w", err)
@@ -111,13 +118,64 @@ func OpenS3(o S3Options) (*S3, error) {
 	return s, nil
 }
 
+// bodyKey is of a context whose PUT has these bytes as its body.
+type bodyKey struct{}
+
+// putBody is a body that can write itself.
+type putBody struct{ *bytes.Reader }
+
+func (putBody) Close() error { return nil }
+
+// transport gives PUTs their bodies back, which minio-go wraps in what can only be
+// read.
+type transport struct{ *http.Transport }
+
+// RoundTrip implements http.RoundTripper.
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b, ok := r.Context().Value(bodyKey{}).([]byte); ok && r.Method == http.MethodPut && r.Body != nil && r.ContentLength == int64(len(b)) {
+		r = r.WithContext(r.Context()) // a request is its sender's
+		r.Body = putBody{bytes.NewReader(b)}
+	}
+	return t.Transport.RoundTrip(r)
+}
+
+// bodyConn is a connection to which a body may write itself. net/http hands bodies
+// over with a limit around them, of which net's own takes no more than 32 KiB at a
+// time, by way of a buffer of its own. What goes through TLS does not come here.
+type bodyConn struct{ *net.TCPConn }
+
+// ReadFrom implements io.ReaderFrom.
+func (c bodyConn) ReadFrom(r io.Reader) (int64, error) {
+	if l, ok := r.(*io.LimitedReader); ok {
+		if body, ok := l.R.(io.WriterTo); ok {
+			return body.WriteTo(limitedWriter{c.TCPConn, l})
+		}
+	}
+	return c.TCPConn.ReadFrom(r)
+}
+
+// limitedWriter takes no more than a body may have.
+type limitedWriter struct {
+	io.Writer
+	limit *io.LimitedReader
+}
+
+func (w limitedWriter) Write(b []byte) (int, error) {
+	if int64(len(b)) > w.limit.N {
+		return 0, fmt.Errorf("%w: %d bytes, of which the request announced %d", io.ErrShortWrite, len(b), w.limit.N)
+	}
+	n, err := w.Writer.Write(b)
+	w.limit.N -= int64(n)
+	return n, err
+}
+
 func (s *S3) put(ctx context.Context, key string, body []byte, absent bool) error {
 	if err := checkKey(key); err != nil {
 		return fmt.Errorf("%v: put %q: %w", s, key, err)
 	}
 	// The body's integrity is in its CRC-32C, which the store verifies: a
 	// fiftieth of the cost of a signed SHA-256.
-	sum := binary.BigEndian.AppendUint32(nil, crc32.Checksum(body, castagnoli))
+	sum := binary.BigEndian.AppendUint32(nil, sumOf(ctx, body))
 	opts := minio.PutObjectOptions{
 		DisableContentSha256: true,
 		DisableMultipart:     true,
@@ -131,6 +189,7 @@ func (s *S3) put(ctx context.Context, key string, body []byte, absent bool) erro
 		opts.Mode = minio.RetentionMode(strings.ToUpper(string(s.lock.Mode)))
 		opts.RetainUntilDate = time.Now().Add(s.lock.Retention)
 	}
+	ctx = context.WithValue(ctx, bodyKey{}, body)
 	_, err := s.client.PutObject(ctx, s.bucket, s.prefix+key, bytes.NewReader(body), int64(len(body)), opts)
 	return s.fault("put", key, err)
 }

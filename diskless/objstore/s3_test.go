@@ -1,9 +1,13 @@
 package objstore_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -67,6 +71,19 @@ func TestS3(t *testing.T) {
 		}
 		if err := s.Put(t.Context(), "wal/x", []byte("x")); err != nil {
 			t.Errorf("put of what is not to be locked: %v", err)
+		}
+	})
+	t.Run("a body of another checksum than was said", func(t *testing.T) {
+		s, body := openS3(t, options("sums")), bytes.Repeat([]byte("body"), 1<<20)
+		sum := crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
+		if err := s.Put(objstore.WithSum(t.Context(), sum), "right", body); err != nil {
+			t.Error(err)
+		}
+		if err := s.Put(objstore.WithSum(t.Context(), sum^1), "wrong", body); err == nil || errors.Is(err, objstore.ErrUnavailable) {
+			t.Errorf("put: %v", err)
+		}
+		if got, err := s.Get(t.Context(), "wrong", 0, -1); !errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("it is there, %d bytes: %v", len(got), err)
 		}
 	})
 	t.Run("without a prefix", func(t *testing.T) {
@@ -228,6 +245,20 @@ func TestS3Answers(t *testing.T) {
 		s := serve(t, func(w http.ResponseWriter, r *http.Request) { sum.Store(r.Header.Get("x-amz-checksum-crc32c")) })
 		if err := s.Put(t.Context(), "k", []byte("123456789")); err != nil || sum.Load() != "4waSgw==" {
 			t.Errorf("checksum %v: %v", sum.Load(), err)
+		}
+		if err := s.Put(objstore.WithSum(t.Context(), 0x01020304), "k", []byte("123456789")); err != nil || sum.Load() != "AQIDBA==" {
+			t.Errorf("checksum %v: %v", sum.Load(), err)
+		}
+	})
+	t.Run("bodies of any size arrive whole", func(t *testing.T) {
+		var got []byte
+		s := serve(t, func(_ http.ResponseWriter, r *http.Request) { got, _ = io.ReadAll(r.Body) })
+		for _, size := range []int{1, 60_000, 64 << 10, 64<<10 + 1, 200_000, 9<<20 + 1} {
+			body := make([]byte, size)
+			_, _ = rand.NewChaCha8([32]byte{1}).Read(body)
+			if err := s.Put(t.Context(), "k", body); err != nil || !bytes.Equal(got, body) {
+				t.Errorf("of %d bytes %d came: %v", size, len(got), err)
+			}
 		}
 	})
 }

@@ -96,11 +96,14 @@ func (b Batch) IsControl() bool       { return b.Attributes()&AttrControl != 0 }
 func (b Batch) IsTransactional() bool { return b.Attributes()&AttrTransactional != 0 }
 func (b Batch) LogAppendTime() bool   { return b.Attributes()&AttrLogAppendTime != 0 }
 
+// Covered is what the CRC field covers: attributes to end. The rest is before it.
+func (b Batch) Covered() []byte { return b[offAttributes:] }
+
 // Body is the records section, compressed as Codec says.
 func (b Batch) Body() []byte { return b[BatchHeaderSize:] }
 
-// ComputeCRC is the CRC-32C over what the CRC field covers: attributes to end.
-func (b Batch) ComputeCRC() uint32 { return crc32.Checksum(b[offAttributes:], Castagnoli) }
+// ComputeCRC is the CRC-32C over what the CRC field covers.
+func (b Batch) ComputeCRC() uint32 { return crc32.Checksum(b.Covered(), Castagnoli) }
 
 // Setters write in place; the caller owns the bytes. SetCRC comes last.
 
