@@ -113,7 +113,7 @@ func (x *transactor) begin() {
 // write sends the producer's next batch.
 func (x *transactor) write() string {
 	req := producing(x.place, x.txn, batchOf(x.id, x.epoch, x.next, true, worthwhile, worthwhile))
-	req.TimeoutMillis = 60_000
+	req.TimeoutMillis = 180_000 // a third of it, too, has to be longer than a coordinator takes to notice
 	resp, err := x.cl.Broker(int(x.place.node)).Request(x.ctx, req)
 	if err != nil {
 		return err.Error()
@@ -175,7 +175,7 @@ var lateEvents = []lateEvent{
 
 func lateBatches(t *testing.T, prefix string, versions []int16, events []lateEvent) {
 	k := sharedKafka(t)
-	s := startHeldStore(t, k, "limits: { put_timeout: 30s }\n")
+	s := startHeldStore(t, k, "limits: { put_timeout: 1m }\n")
 	direct := kadm.NewClient(client(t, bootstrapOf(k)))
 	most := newest(t, bootstrapOf(k), 0)
 	for i := range versions {
