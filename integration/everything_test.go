@@ -29,7 +29,7 @@ import (
 // everythingFor is how long make test-full lets everything happen at once;
 // SLUICE_EVERYTHING_FOR=1h makes it an hour, and SLUICE_SEED repeats what happens in
 // a run, though not when exactly.
-const everythingFor = 3 * time.Minute
+const everythingFor = time.Minute
 
 // Topics of the run: what happens to each beside what happens to all.
 const (
