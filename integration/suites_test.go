@@ -168,11 +168,22 @@ func (s suite) alike(t *testing.T, env func(target string) []string) {
 			t.Logf("%s: %s directly, %s through %s:\n%s", name, direct[name], through[name], target, about(output, name))
 			again := s
 			again.args = append(slices.Clone(s.args), "-test.run", "^"+name+"$")
-			through, output := again.run(t, target, env(target)...)
-			alone, _ := again.run(t, suiteTargets[0], env(suiteTargets[0])...)
+			// Some are races whoever they speak to: of three times they have to pass once.
+			alone := func(target string) (result, output string) {
+				for range 3 {
+					var results map[string]string
+					if results, output = again.run(t, target, env(target)...); results[name] == "PASS" {
+						return "PASS", output
+					}
+					result = results[name]
+				}
+				return result, output
+			}
+			got, output := alone(target)
+			want, _ := alone(suiteTargets[0])
 			// What passed directly among the others has to pass, also if by itself it fails.
-			if through[name] != alone[name] || through[name] != "PASS" && direct[name] == "PASS" {
-				t.Errorf("%s, alone: %s directly, %s through %s:\n%s", name, alone[name], through[name], target, about(output, name))
+			if got != want || got != "PASS" && direct[name] == "PASS" {
+				t.Errorf("%s, alone: %s directly, %s through %s:\n%s", name, want, got, target, about(output, name))
 			}
 		}
 	}
