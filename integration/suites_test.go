@@ -168,9 +168,9 @@ func (s suite) alike(t *testing.T, env func(target string) []string) {
 			t.Logf("%s: %s directly, %s through %s:\n%s", name, direct[name], through[name], target, about(output, name))
 			again := s
 			again.args = append(slices.Clone(s.args), "-test.run", "^"+name+"$")
-			// Some are races whoever they speak to: of three times they have to pass once.
+			// Some are races whoever they speak to: of five times they have to pass once.
 			alone := func(target string) (result, output string) {
-				for range 3 {
+				for range 5 {
 					var results map[string]string
 					if results, output = again.run(t, target, env(target)...); results[name] == "PASS" {
 						return "PASS", output
