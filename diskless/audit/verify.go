@@ -346,7 +346,7 @@ func (v *Verifier) lock(ctx context.Context, w *walker, e entry, h Header) error
 	lock, err := locker.LockOf(ctx, e.key, e.first().ID)
 	switch {
 	case errors.Is(err, objstore.ErrAccess):
-		w.r.find(e.key, h.First, "whether it is locked cannot be told: who asks may not see locks (s3:GetObjectRetention)")
+		w.r.find(e.key, h.First, "whether it is locked cannot be told (s3:GetObjectRetention): %v", err)
 		return nil
 	case errors.Is(err, objstore.ErrNoLock):
 		lock = objstore.Lock{} // no object of the bucket has one

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -322,7 +323,8 @@ func btoi(b bool) int {
 // LockOf implements Locker. It looks at a HEAD's answer, where S3 names the lock
 // to who may read it (s3:GetObjectRetention): servers differ in how they write the
 // answer to the question of its own. That is asked when a HEAD names none, for it
-// tells what is not locked from what may not be seen.
+// tells what is not locked from what may not be seen; an answer that cannot be read is
+// ErrAccess, too.
 func (s *S3) LockOf(ctx context.Context, key, version string) (Lock, error) {
 	info, err := s.client.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{VersionID: version})
 	if err != nil {
@@ -334,6 +336,8 @@ func (s *S3) LockOf(ctx context.Context, key, version string) (Lock, error) {
 		switch {
 		case minio.ToErrorResponse(err).Code == "NoSuchObjectLockConfiguration":
 			return Lock{}, nil
+		case errors.As(err, new(xml.UnmarshalError)):
+			return Lock{}, fmt.Errorf("%v: lock of %s: %w: an answer that S3 does not give: %w", s, key, ErrAccess, err)
 		case err != nil:
 			return Lock{}, s.fault("lock of", key, err)
 		case asked == nil || *asked == "" || until == nil:

@@ -250,6 +250,17 @@ func TestS3Answers(t *testing.T) {
 			t.Errorf("checksum %v: %v", sum.Load(), err)
 		}
 	})
+	t.Run("a lock that is told in words of the server's own", func(t *testing.T) {
+		s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
+			if r.URL.Query().Has("retention") {
+				_, _ = w.Write([]byte("<ObjectLockRetention><Mode>COMPLIANCE</Mode></ObjectLockRetention>"))
+			}
+		})
+		if lock, err := s.(objstore.Locker).LockOf(t.Context(), "k", ""); !errors.Is(err, objstore.ErrAccess) {
+			t.Errorf("%+v: %v", lock, err)
+		}
+	})
 	t.Run("bodies of any size arrive whole", func(t *testing.T) {
 		var got []byte
 		s := serve(t, func(_ http.ResponseWriter, r *http.Request) { got, _ = io.ReadAll(r.Body) })
