@@ -6,8 +6,8 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 what=${1:-short}
 case $what in
-    short) budget=$((15 * 60)) format=standard-quiet again=1 ;;
-    full) budget=$((70 * 60)) format=testname again=2 ;; # a line for each: some take minutes
+    short) budget=$((15 * 60)) format=standard-quiet again=1 most=3 ;;
+    full) budget=$((70 * 60)) format=testname again=2 most=5 ;; # a line for each: some take minutes
     *) echo "usage: test.sh [short|full]" >&2; exit 2 ;;
 esac
 summary=()
@@ -43,11 +43,11 @@ real() {
     done
     # One package at a time: each starts its own brokers.
     # Brokers and clients of others' making have timing of their own: up to three
-    # tests that fail are run once more, long ones twice, and named, so that none is
-    # forgotten.
+    # tests that fail are run once more, of the long ones five and twice, and named, so
+    # that none is forgotten.
     local report failed=0
     report=$(mktemp)
-    .cache/bin/gotestsum --format "$format" --rerun-fails=$again --rerun-fails-max-failures=3 --rerun-fails-report="$report" \
+    .cache/bin/gotestsum --format "$format" --rerun-fails=$again --rerun-fails-max-failures=$most --rerun-fails-report="$report" \
         --packages "./harness/... ./integration/... ./benchmarks/..." -- -p 1 -timeout "$1" "${@:2}" || failed=1
     if [[ -s $report ]]; then
         printf '\ntests that were run again:\n'
