@@ -42,11 +42,11 @@ func TestLongEachWorkload(t *testing.T) {
 	}})
 	s3 := harness.StartS3(t)
 	s := startSluice(t, k, fmt.Sprintf(`stores:
-  default: { url: "s3://%s/benchmarks", endpoint: "%s", access_key: "%s", secret_key: "%s" }
+  default: %s
 topics:
   - { match: "*-in-telemetry", class: telemetry }
   - { match: "*-in-enrichment", class: enrichment }
-`, s3.Bucket, s3.Endpoint, s3.AccessKey, s3.SecretKey))
+`, s3Store(s3, s3.Endpoint, "benchmarks")))
 	client, err := kgo.NewClient(kgo.SeedBrokers(k.Bootstrap()...))
 	if err != nil {
 		t.Fatal(err)

@@ -121,7 +121,7 @@ func TestLongTiersByPart(t *testing.T) {
 	lineAddr := fmt.Sprintf("127.0.0.1:%d", harness.Ports(t, 1))
 	startRelay(t, "line", lineAddr, strings.TrimPrefix(s3.Endpoint, "http://"))
 	at := func(name, endpoint string) string {
-		return fmt.Sprintf("  %s: { url: \"s3://%s/%s\", endpoint: \"%s\", access_key: \"%s\", secret_key: \"%s\" }\n", name, s3.Bucket, name, endpoint, s3.AccessKey, s3.SecretKey)
+		return "  " + name + ": " + s3Store(s3, endpoint, name) + "\n"
 	}
 	stores := []string{"s3", "line", "file"}
 	text := "stores:\n" + at("s3", s3.Endpoint) + at("line", "http://"+lineAddr) + fmt.Sprintf("  file: { url: \"file://%s\" }\n", t.TempDir())

@@ -99,9 +99,7 @@ func TestLongReplayBesideRawGets(t *testing.T) {
 	batch := recordBatch(*replayBatch)
 	replayLoad("inline", batch).fill(t, k.Bootstrap()[0])
 
-	at := func(endpoint, prefix string) string {
-		return fmt.Sprintf(`{ url: "s3://%s/%s", endpoint: "%s", access_key: "%s", secret_key: "%s" }`, s3.Bucket, prefix, endpoint, s3.AccessKey, s3.SecretKey)
-	}
+	at := func(endpoint, prefix string) string { return s3Store(s3, endpoint, prefix) }
 	folder := t.TempDir()
 	var all []*replayed
 	for _, store := range strings.Split(*replayStores, ",") {

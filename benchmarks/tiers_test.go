@@ -47,6 +47,11 @@ type sluiceProcess struct {
 
 const nodeIDs = 8
 
+// s3Store is a store of the configuration, by way of an endpoint.
+func s3Store(s3 *harness.S3, endpoint, prefix string) string {
+	return fmt.Sprintf(`{ url: "s3://%s/%s", endpoint: "%s", access_key: "%s", secret_key: "%s" }`, s3.Bucket, prefix, endpoint, s3.AccessKey, s3.SecretKey)
+}
+
 // startSluice takes what the configuration says beside addresses.
 func startSluice(t *testing.T, k *harness.Kafka, configuration string) *sluiceProcess {
 	t.Helper()
@@ -116,11 +121,11 @@ func TestTiersSideBySide(t *testing.T) {
 	k := harness.StartKafka(t, harness.KafkaOptions{})
 	s3 := harness.StartS3(t)
 	s := startSluice(t, k, fmt.Sprintf(`stores:
-  default: { url: "s3://%s/benchmarks", endpoint: "%s", access_key: "%s", secret_key: "%s" }
+  default: %s
 topics:
   - { match: "*-enrichment", class: enrichment }
   - { match: "*-telemetry", class: telemetry }
-`, s3.Bucket, s3.Endpoint, s3.AccessKey, s3.SecretKey))
+`, s3Store(s3, s3.Endpoint, "benchmarks")))
 	through := func(name, suffix string) benchmarks.Target {
 		return benchmarks.Target{Name: name, Bootstrap: []string{s.bootstrap}, Metrics: []string{"http://" + s.admin + "/metrics"}, Topic: benchmarks.DefaultTopic + suffix}
 	}

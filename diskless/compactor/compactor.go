@@ -322,7 +322,7 @@ func (c *Compactor) slot(id ulid.ULID) (start, end time.Time) { return slot(id, 
 
 func slot(id ulid.ULID, length time.Duration) (start, end time.Time) {
 	t := id.Timestamp().UTC()
-	hour := t.UTC().Truncate(segment.Level1.Span())
+	hour := t.Truncate(segment.Level1.Span())
 	start = hour.Add(t.Sub(hour).Truncate(length))
 	end = start.Add(length)
 	if next := hour.Add(segment.Level1.Span()); end.After(next) {

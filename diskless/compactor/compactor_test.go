@@ -350,35 +350,47 @@ func TestCrashAnywhere(t *testing.T) {
 		before := contents(t, full)
 		limits := compactor.Limits{MemoryBytes: 512 << 10, SegmentBytes: 64 << 10, Concurrency: 1}
 		for _, after := range []bool{false, true} {
-			n, orphaned := 1, 0
-			for ; ; n++ {
-				store := clone(t, before)
-				dying := &mortal{Store: store, left: n, after: after}
-				err := compactorOn(dying, limits).Pass(t.Context())
-				if err == nil {
-					break
-				}
-				if !errors.Is(err, errDead) {
-					t.Fatal(err)
-				}
-				verify(t, store, func(ulid.ULID) bool { return false }, 0) // what there is is right
-				time.Sleep(compactor.DefaultLimits().ClaimTimeout)
-				if err := compactorOn(store, limits).Pass(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				orphaned += len(verify(t, store, nil, 1))
+			crashAnywhere(t, before, limits, after, func(objstore.Store) {}, func(store objstore.Store) int {
+				orphaned := len(verify(t, store, nil, 1))
 				for key, b := range contents(t, store) {
 					if strings.HasPrefix(key, diskless.WALPrefix) && !bytes.Equal(b, before[key]) {
 						t.Fatalf("%s was changed", key)
 					}
 				}
-			}
-			t.Logf("%d requests; %d segments of crashed runs were left to be collected", n, orphaned)
-			if n < 50 || orphaned == 0 {
-				t.Error("too little has happened to prove anything")
-			}
+				return orphaned
+			})
 		}
 	})
+}
+
+// crashAnywhere has a compactor die at each of its requests in turn, before or after
+// it took effect, and another one finish the work. crashed and finished look at what
+// either leaves; finished returns how many segments no manifest names.
+func crashAnywhere(t *testing.T, before map[string][]byte, limits compactor.Limits, after bool, crashed func(objstore.Store), finished func(objstore.Store) int) {
+	t.Helper()
+	n, orphaned := 1, 0
+	for ; ; n++ {
+		store := clone(t, before)
+		dying := &mortal{Store: store, left: n, after: after}
+		err := compactorOn(dying, limits).Pass(t.Context())
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, errDead) {
+			t.Fatal(err)
+		}
+		verify(t, store, func(ulid.ULID) bool { return false }, 0) // what there is is right
+		crashed(store)
+		time.Sleep(compactor.DefaultLimits().ClaimTimeout)
+		if err := compactorOn(store, limits).Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		orphaned += finished(store)
+	}
+	t.Logf("%d requests; %d segments of crashed runs were left to be collected", n, orphaned)
+	if n < 50 || orphaned == 0 {
+		t.Error("too little has happened to prove anything")
+	}
 }
 
 // TestTwoAtOnce: compactors share the work; where they do the same, nothing is
@@ -390,32 +402,9 @@ func TestTwoAtOnce(t *testing.T) {
 				store := objstore.NewMemory()
 				fill(t, store, seeded(3), 60, 4, []string{"a", "b"}, 20_000)
 				time.Sleep(time.Hour)
-				r := seeded(4)
-				var mu sync.Mutex
-				slow := objstore.NewFaulty(store)
-				slow.Decide(func(objstore.Op, string) objstore.Fault {
-					mu.Lock()
-					defer mu.Unlock()
-					return objstore.Fault{Delay: time.Duration(r.IntN(50)) * time.Millisecond}
-				})
 				limits := small
 				limits.ClaimTimeout = timeout
-				var wg sync.WaitGroup
-				worked := 0
-				for range 3 {
-					wg.Go(func() {
-						c := compactorOn(slow, limits)
-						for range 3 {
-							if err := c.Pass(t.Context()); err != nil {
-								t.Error(err)
-							}
-						}
-						mu.Lock()
-						defer mu.Unlock()
-						worked += count(c.Progress().Windows > 0)
-					})
-				}
-				wg.Wait()
+				worked := threeAtOnce(t, store, limits, 3)
 				if orphans := verify(t, store, nil, 1); len(orphans) > 0 {
 					t.Errorf("left over: %v", orphans)
 				}
@@ -425,6 +414,36 @@ func TestTwoAtOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// threeAtOnce has compactors make so many passes each, on a store of which nobody
+// knows who is answered first. It returns how many of them wrote a window.
+func threeAtOnce(t *testing.T, store objstore.Store, limits compactor.Limits, passes int) (worked int) {
+	t.Helper()
+	r := seeded(4)
+	var mu sync.Mutex
+	slow := objstore.NewFaulty(store)
+	slow.Decide(func(objstore.Op, string) objstore.Fault {
+		mu.Lock()
+		defer mu.Unlock()
+		return objstore.Fault{Delay: time.Duration(r.IntN(50)) * time.Millisecond}
+	})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			c := compactorOn(slow, limits)
+			for range passes {
+				if err := c.Pass(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			worked += count(c.Progress().Windows > 0)
+		})
+	}
+	wg.Wait()
+	return worked
 }
 
 // TestDamagedObjects: what is not whole stays and is said; its neighbours are

@@ -263,7 +263,7 @@ func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*seg
 			}
 			maps.DeleteFunc(of[id], func(at segment.Place, _ struct{}) bool {
 				found := m.Find(at)
-				return len(found) > 0 && !slices.ContainsFunc(found, func(n int) bool { i, ok := runs[m.Run][n]; return !ok || i.Size != m.Segments[n].Size })
+				return len(found) > 0 && !slices.ContainsFunc(found, func(n int) bool { return !isThere(m, n, runs[m.Run]) })
 			})
 		}
 		if len(of[id]) == 0 {
@@ -394,11 +394,16 @@ func (c *contents) addEntry(e *segment.Entry) {
 // allThere reports whether a window's segments are all listed, as large as it says.
 func allThere(m *segment.Manifest, there map[int]objstore.Info) bool {
 	for n := range m.Segments {
-		if i, ok := there[n]; !ok || i.Size != m.Segments[n].Size {
+		if !isThere(m, n, there) {
 			return false
 		}
 	}
 	return true
+}
+
+func isThere(m *segment.Manifest, n int, there map[int]objstore.Info) bool {
+	i, ok := there[n]
+	return ok && i.Size == m.Segments[n].Size
 }
 
 // slice is the batches of a partition in the segments of a run.
