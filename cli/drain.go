@@ -10,6 +10,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/router"
@@ -25,6 +26,8 @@ line to change is named), and how many placeholders are left in the logs, until 
 
 Samples of the logs answer the second while they find some; --exact counts. That
 none is left is never said by samples: the logs are then walked from end to end.
+With --wait, a cluster that does not answer is asked again; what it refuses, and a
+topic that there is not, end the command.
 
 It changes nothing. Where retention takes too long, ` + "`sluice copy`" + ` writes the topic,
 payloads resolved, to a plain one. sluice does not rewrite a log in place: offsets
@@ -46,6 +49,23 @@ type drainRow struct {
 	Error   string          `json:"error,omitempty"`
 
 	diskless bool
+	err      error
+}
+
+// firstDrainPause is before --wait asks again a cluster that did not answer; it
+// doubles, up to --every.
+const firstDrainPause = time.Second
+
+var errNoTopic = errors.New("no topic matches")
+
+// lasting reports whether an error stays until somebody does something about it.
+func lasting(err error) bool {
+	for _, e := range []error{errNoTopic, kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.SaslAuthenticationFailed, kerr.UnsupportedSaslMechanism} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func newDrain() *cobra.Command {
@@ -74,6 +94,17 @@ func newDrain() *cobra.Command {
 			if err != nil {
 				return unknown(err)
 			}
+			// pause is false when somebody has ended the command meanwhile.
+			pause := func(d time.Duration, format string, args ...any) bool {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", time.Now().Format("15:04:05"), fmt.Sprintf(format, args...))
+				select {
+				case <-time.After(d):
+					return true
+				case <-cmd.Context().Done():
+					return false
+				}
+			}
+			again := firstDrainPause
 			for {
 				// Read anew each time: somebody may change the class meanwhile.
 				cfg, err := config.Load(path)
@@ -82,24 +113,25 @@ func newDrain() *cobra.Command {
 				}
 				rows, err := drain(cmd.Context(), cfg, topics, exact, fetches)
 				if err != nil {
-					return unknown(err)
+					if !wait || lasting(err) || cmd.Context().Err() != nil || !pause(again, "%v; trying again in %v.", err, again) {
+						return unknown(err)
+					}
+					again = min(2*again, every)
+					continue
 				}
-				left, failed := 0, 0
+				again = firstDrainPause
+				left, failed, hopeless := 0, 0, false
 				for _, r := range rows {
 					switch {
 					case r.Error != "":
 						failed++
+						hopeless = hopeless || lasting(r.err)
 					case !r.Out:
 						left++
 					}
 				}
-				if wait && left+failed > 0 {
-					fmt.Fprintf(cmd.ErrOrStderr(), "%s: %d of %d topics are out.\n", time.Now().Format("15:04:05"), len(rows)-left-failed, len(rows))
-					select {
-					case <-time.After(every):
-						continue
-					case <-cmd.Context().Done():
-					}
+				if wait && !hopeless && left+failed > 0 && pause(every, "%d of %d topics are out.", len(rows)-left-failed, len(rows)) {
+					continue
 				}
 				if asJSON {
 					err = printJSON(cmd.OutOrStdout(), rows)
@@ -149,7 +181,7 @@ func drain(ctx context.Context, cfg *config.Config, topics []router.Pattern, exa
 			some = some || p.Match(name)
 		}
 		if !some {
-			return nil, fmt.Errorf("no topic matches %q that this principal may see", p)
+			return nil, fmt.Errorf("%w %q that this principal may see", errNoTopic, p)
 		}
 	}
 	for _, name := range listed.Names() {
@@ -182,7 +214,7 @@ func drain(ctx context.Context, cfg *config.Config, topics []router.Pattern, exa
 				return nil, ctx.Err()
 			}
 			if err != nil {
-				row.Error = err.Error()
+				row.Error, row.err = err.Error(), err
 			} else {
 				row.Exact = &remains
 				row.Out = remains.Placeholders == 0 && !row.diskless

@@ -2,12 +2,16 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 func TestDrain(t *testing.T) {
@@ -95,5 +99,53 @@ func TestDrain(t *testing.T) {
 		if code != 2 || out != "" || !strings.Contains(errs, tt.want) {
 			t.Errorf("%v: exit code %d, %s, no %q in %s", tt.args, code, out, tt.want, errs)
 		}
+	}
+}
+
+// A broker that hangs up is asked again; one that refuses is believed.
+func TestDrainWaitsOutWhatPasses(t *testing.T) {
+	file, _, _, k := filledTopic(t, "otel-a", 1)
+	waiting := func() *command {
+		return start(t, "drain", "-c", file, "otel-a", "--wait", "--every", "1s")
+	}
+	var down, refused atomic.Bool
+	k.ControlKey(int16(kmsg.ListOffsets), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		if down.Load() {
+			return nil, errors.New("hang up"), true
+		}
+		if !refused.Load() {
+			return nil, nil, false
+		}
+		resp := req.ResponseKind().(*kmsg.ListOffsetsResponse)
+		for _, t := range req.(*kmsg.ListOffsetsRequest).Topics {
+			rt := kmsg.NewListOffsetsResponseTopic()
+			rt.Topic = t.Topic
+			for _, p := range t.Partitions {
+				rp := kmsg.NewListOffsetsResponseTopicPartition()
+				rp.Partition, rp.ErrorCode = p.Partition, kerr.TopicAuthorizationFailed.Code
+				rt.Partitions = append(rt.Partitions, rp)
+			}
+			resp.Topics = append(resp.Topics, rt)
+		}
+		return resp, nil, true
+	})
+	down.Store(true)
+	if code, _, errs := sluice(t, "drain", "-c", file, "otel-a"); code != 2 || strings.Contains(errs, "trying again") {
+		t.Errorf("without --wait: exit code %d, %s", code, errs)
+	}
+	c := waiting()
+	c.errs.await(t, "trying again in 1s")
+	down.Store(false)
+	c.errs.await(t, "0 of 1 topics are out.")
+	refused.Store(true)
+	if code := c.code(t); code != 2 || !strings.Contains(c.errs.String(), "TOPIC_AUTHORIZATION_FAILED") {
+		t.Errorf("exit code %d: %s", code, &c.errs)
+	}
+	down.Store(true)
+	c = waiting()
+	c.errs.await(t, "trying again in 1s")
+	if code := c.stop(t); code != 2 {
+		t.Errorf("ended by hand: exit code %d: %s", code, &c.errs)
 	}
 }

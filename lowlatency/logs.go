@@ -43,7 +43,11 @@ func (c *Cluster) Logs(ctx context.Context, topics ...string) ([]Log, error) {
 		for _, p := range t.Partitions.Sorted() {
 			start, ok := starts.Lookup(t.Topic, p.Partition)
 			end, also := ends.Lookup(t.Topic, p.Partition)
-			if err := errors.Join(p.Err, start.Err, end.Err); err != nil || !ok || !also {
+			err := errors.Join(p.Err, start.Err, end.Err)
+			if err == nil && (!ok || !also) {
+				err = errors.New("its leader did not tell them")
+			}
+			if err != nil {
 				errs = append(errs, fmt.Errorf("%s-%d: its offsets cannot be read: %w", t.Topic, p.Partition, err))
 				continue
 			}
