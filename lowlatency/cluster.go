@@ -7,6 +7,7 @@ package lowlatency
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -31,10 +32,12 @@ type DialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // Options are everything a Cluster is made of.
 type Options struct {
-	Bootstrap []string       // host:port, at least one
-	TLS       *tls.Config    // nil: plaintext. ServerName is the dialed host when empty
-	SASL      sasl.Mechanism // nil: none; for the background client only
-	Dial      DialFunc       // nil: a net.Dialer with keep-alives
+	Bootstrap []string    // host:port, at least one
+	TLS       *tls.Config // nil: plaintext. ServerName is the dialed host when empty
+	// Authorities are asked for with each connection; nil: TLS.RootCAs are trusted.
+	Authorities func() *x509.CertPool
+	SASL        sasl.Mechanism // nil: none; for the background client only
+	Dial        DialFunc       // nil: a net.Dialer with keep-alives
 
 	DialTimeout     time.Duration         // one connection attempt
 	DialsPerBroker  int                   // for clients, at a time
@@ -149,6 +152,9 @@ func (c *Cluster) dialAddr(ctx context.Context, network, addr string) (net.Conn,
 	config := c.opt.TLS.Clone()
 	if config.ServerName == "" {
 		config.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	if c.opt.Authorities != nil {
+		config.RootCAs = c.opt.Authorities()
 	}
 	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -13,18 +15,18 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// lookAtFiles is how often the files of a certificate are looked at. Whoever
+// lookAtFiles is how often the files of certificates are looked at. Whoever
 // renews them writes over them, renames, or swaps links: reading them finds all
 // of that, on every file system.
 const lookAtFiles = time.Second
 
-// Certificates are the key pairs that a replica shows, read again when their
-// files change.
+// Certificates are the key pairs that a replica shows and the authorities that it
+// trusts, read again when their files change.
 type Certificates struct {
 	log     zerolog.Logger
 	expires *prometheus.GaugeVec
 	refused *prometheus.CounterVec
-	all     []*certificate
+	all     []*watched
 }
 
 // NewCertificates has none yet.
@@ -32,38 +34,90 @@ func NewCertificates(log zerolog.Logger, reg prometheus.Registerer) *Certificate
 	c := &Certificates{
 		log:     log,
 		expires: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_certificate_expires_timestamp_seconds", Help: "When the certificate that is shown expires, in Unix time, by its section of the configuration."}, []string{"section"}),
-		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_certificate_reload_errors_total", Help: "Times that changed files of a certificate could not be used, by its section of the configuration."}, []string{"section"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_certificate_reload_errors_total", Help: "Times that changed files of certificates could not be used, by their section of the configuration."}, []string{"section"}),
 	}
 	reg.MustRegister(c.expires, c.refused)
 	return c
 }
 
-// certificate is one of them. Handshakes get what was last read whole.
-type certificate struct {
-	section   string // of the configuration
-	cert, key string // files
-	in        *Certificates
-	current   atomic.Pointer[tls.Certificate]
-	problem   atomic.Pointer[string] // why the files as they are now are not used
+// watched are files that belong together.
+type watched struct {
+	section string // of the configuration
+	paths   []string
+	in      *Certificates
+	use     func(content [][]byte) error // puts in force what was read, or leaves all as it is
+	inForce func() string                // in words
+	problem atomic.Pointer[string]       // why the files as they are now are not used
 
-	used, seen [2][]byte // content in use, and at the last look
-	said       bool      // that what was seen cannot be used
+	used, seen [][]byte // content in use, and at the last look
+	said       bool     // that what was seen cannot be used
 }
 
-// read loads a key pair. At the start, one that cannot be used is an error.
-func (c *Certificates) read(section, cert, key string) (*certificate, error) {
-	one := &certificate{section: section, cert: cert, key: key, in: c}
-	files, err := one.files()
+// add reads files. At the start, ones that cannot be used are an error.
+func (c *Certificates) add(w *watched) error {
+	w.in = c
+	content, err := w.read()
 	if err == nil {
-		err = one.use(files)
+		err = w.use(content)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", section, err)
+		return fmt.Errorf("%s: %w", w.section, err)
 	}
-	one.seen = files
-	c.refused.WithLabelValues(section)
-	c.all = append(c.all, one)
-	return one, nil
+	w.used, w.seen = content, content
+	c.refused.WithLabelValues(w.section)
+	c.all = append(c.all, w)
+	return nil
+}
+
+// keyPair is a certificate that is shown. Handshakes get what was last read whole.
+type keyPair struct {
+	current atomic.Pointer[tls.Certificate]
+}
+
+func (c *Certificates) keyPair(section, cert, key string) (*keyPair, error) {
+	k := &keyPair{}
+	return k, c.add(&watched{
+		section: section, paths: []string{cert, key},
+		use: func(content [][]byte) error {
+			pair, err := tls.X509KeyPair(content[0], content[1])
+			if err != nil {
+				return fmt.Errorf("%s and %s: %w", cert, key, err)
+			}
+			c.expires.WithLabelValues(section).Set(float64(pair.Leaf.NotAfter.Unix()))
+			k.current.Store(&pair)
+			return nil
+		},
+		inForce: func() string {
+			return "a certificate that expires " + k.current.Load().Leaf.NotAfter.UTC().Format(time.RFC3339)
+		},
+	})
+}
+
+// authorities returns those that are trusted, at any time.
+func (c *Certificates) authorities(section, file string) (func() *x509.CertPool, error) {
+	var current atomic.Pointer[x509.CertPool]
+	n := 0
+	return current.Load, c.add(&watched{
+		section: section, paths: []string{file},
+		use: func(content [][]byte) error {
+			pool, err := authoritiesIn(file, content[0])
+			if err != nil {
+				return err
+			}
+			n = bytes.Count(content[0], []byte("-----BEGIN CERTIFICATE-----"))
+			current.Store(pool)
+			return nil
+		},
+		inForce: func() string { return fmt.Sprintf("a file of %d certificates", n) },
+	})
+}
+
+func authoritiesIn(file string, pem []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate", file)
+	}
+	return pool, nil
 }
 
 // watch looks at the files until ctx ends.
@@ -92,64 +146,56 @@ func (c *Certificates) problems() (out []string) {
 	return out
 }
 
-func (c *certificate) files() (out [2][]byte, err error) {
-	if out[0], err = os.ReadFile(c.cert); err != nil {
-		return out, err
+func (w *watched) read() (content [][]byte, err error) {
+	for _, path := range w.paths {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		content = append(content, b)
 	}
-	out[1], err = os.ReadFile(c.key)
-	return out, err
+	return content, nil
 }
 
-func same(a, b [2][]byte) bool { return bytes.Equal(a[0], b[0]) && bytes.Equal(a[1], b[1]) }
-
-func (c *certificate) use(files [2][]byte) error {
-	pair, err := tls.X509KeyPair(files[0], files[1])
-	if err != nil {
-		return fmt.Errorf("%s and %s: %w", c.cert, c.key, err)
-	}
-	c.in.expires.WithLabelValues(c.section).Set(float64(pair.Leaf.NotAfter.Unix()))
-	c.current.Store(&pair)
-	c.used = files
-	return nil
-}
+func same(a, b [][]byte) bool { return slices.EqualFunc(a, b, bytes.Equal) }
 
 // look takes changed files when they can be used, at once. When they cannot,
 // somebody may be in the middle of writing them: only what is still the same at
 // the next look is told of, once.
-func (c *certificate) look() {
-	files, err := c.files()
-	settled := same(files, c.seen)
-	if c.seen = files; !settled {
-		c.said = false
+func (w *watched) look() {
+	content, err := w.read()
+	settled := same(content, w.seen)
+	if w.seen = content; !settled {
+		w.said = false
 	}
-	if err == nil && !same(files, c.used) {
-		if err = c.use(files); err == nil {
-			c.in.log.Info().Str("section", c.section).Time("expires", c.current.Load().Leaf.NotAfter).Msg("the certificate was renewed: new connections use it")
+	if err == nil && !same(content, w.used) {
+		if err = w.use(content); err == nil {
+			w.used = content
+			w.in.log.Info().Str("section", w.section).Str("in_force", w.inForce()).Msg("changed certificate files were read: new connections use them")
 		}
 	}
 	if err == nil {
-		c.problem.Store(nil)
+		w.problem.Store(nil)
 		return
 	}
-	if !settled || c.said {
+	if !settled || w.said {
 		return
 	}
-	c.said = true
-	c.in.refused.WithLabelValues(c.section).Inc()
-	expires := c.current.Load().Leaf.NotAfter.UTC().Format(time.RFC3339)
-	problem := fmt.Sprintf("%s has changed and cannot be used: %v; the certificate from before stays, until %s", c.section, err, expires)
-	c.problem.Store(&problem)
-	c.in.log.Error().Err(err).Str("section", c.section).Str("expires", expires).
-		Msg("changed certificate files cannot be used: the certificate from before stays; write PEM files of one certificate chain and its private key")
+	w.said = true
+	w.in.refused.WithLabelValues(w.section).Inc()
+	problem := fmt.Sprintf("%s has changed and cannot be used: %v; what was read before stays: %s", w.section, err, w.inForce())
+	w.problem.Store(&problem)
+	w.in.log.Error().Err(err).Str("section", w.section).Str("in_force", w.inForce()).
+		Msg("changed certificate files cannot be used: what was read before stays; write PEM files, of a certificate chain its private key too")
 }
 
-func (c *certificate) forClients() *tls.Config {
+func (k *keyPair) forClients() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return k.current.Load(), nil },
 	}
 }
 
-func (c *certificate) forBrokers(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-	return c.current.Load(), nil
+func (k *keyPair) forBrokers(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	return k.current.Load(), nil
 }

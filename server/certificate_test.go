@@ -5,9 +5,12 @@ import (
 	"crypto/x509"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/sluice-kafka/sluice/harness"
@@ -113,5 +116,60 @@ func TestACertificateIsRenewedWithoutARestart(t *testing.T) {
 			return now.Cmp(second) != 0 && len(h.Degraded) == 0
 		})
 		second = now
+	}
+}
+
+func TestAuthoritiesAreReadAgainWithoutARestart(t *testing.T) {
+	before, after := harness.NewCA(t), harness.NewCA(t)
+	var shown atomic.Pointer[tls.Certificate]
+	show := func(ca *harness.CA) {
+		t.Helper()
+		cert, key := ca.Issue(t, "127.0.0.1")
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown.Store(&pair)
+	}
+	show(before)
+	r := newRig(t, kfake.TLS(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return shown.Load(), nil }}))
+	file := before.File(t, t.TempDir())
+	cfg := r.config("")
+	cfg.Kafka.TLS.Enabled, cfg.Kafka.TLS.CA = true, file
+	s := r.start(cfg)
+	connects := func() error {
+		conn, err := s.Cluster().Dial(t.Context(), 0)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	if err := connects(); err != nil {
+		t.Fatal(err)
+	}
+	show(after)
+	if err := connects(); err == nil || !strings.Contains(err.Error(), "unknown authority") {
+		t.Fatalf("a broker whose authority is not in the file: %v", err)
+	}
+	harness.Write(t, file, []byte("not PEM"))
+	r.eventually("a file without a certificate is told of", func() bool {
+		_, h := r.ready()
+		return len(h.Degraded) == 1 && strings.Contains(h.Degraded[0], "kafka.tls.ca has changed and cannot be used") && strings.Contains(h.Degraded[0], "a file of 1 certificates")
+	})
+	show(before)
+	if err := connects(); err != nil {
+		t.Errorf("those from before do not stay: %v", err)
+	}
+	show(after)
+	harness.Write(t, file, append(slices.Clone(before.PEM), after.PEM...))
+	r.eventually("the new authority is trusted", func() bool { return connects() == nil })
+	show(before)
+	if err := connects(); err != nil {
+		t.Errorf("the old authority is in the file too: %v", err)
+	}
+	harness.Write(t, file, after.PEM)
+	r.eventually("the old authority is trusted no longer", func() bool { return connects() != nil })
+	if _, h := r.ready(); len(h.Degraded) > 0 {
+		t.Errorf("/readyz says %q", h.Degraded)
 	}
 }

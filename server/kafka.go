@@ -2,7 +2,6 @@ package server
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"os"
 
@@ -51,9 +50,8 @@ func kafkaTLS(t config.KafkaTLS) (*tls.Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.RootCAs = x509.NewCertPool()
-		if !out.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s holds no certificate", t.CA)
+		if out.RootCAs, err = authoritiesIn(t.CA, pem); err != nil {
+			return nil, err
 		}
 	}
 	if t.Cert != "" {

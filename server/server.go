@@ -102,11 +102,16 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 	clusterOptions.Dial = opt.Dial
 	s.certs = NewCertificates(opt.Logger, s.metrics)
 	if t := cfg.Kafka.TLS; t.Enabled && t.Cert != "" {
-		shown, err := s.certs.read("kafka.tls", t.Cert, t.Key)
+		shown, err := s.certs.keyPair("kafka.tls", t.Cert, t.Key)
 		if err != nil {
 			return nil, err
 		}
 		clusterOptions.TLS.Certificates, clusterOptions.TLS.GetClientCertificate = nil, shown.forBrokers
+	}
+	if t := cfg.Kafka.TLS; t.Enabled && t.CA != "" {
+		if clusterOptions.Authorities, err = s.certs.authorities("kafka.tls.ca", t.CA); err != nil {
+			return nil, err
+		}
 	}
 	if s.cluster, err = lowlatency.New(clusterOptions); err != nil {
 		return nil, err
@@ -161,7 +166,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 
 	var clientTLS *tls.Config
 	if cfg.Listen.TLS.Enabled() {
-		shown, err := s.certs.read("listen.tls", cfg.Listen.TLS.Cert, cfg.Listen.TLS.Key)
+		shown, err := s.certs.keyPair("listen.tls", cfg.Listen.TLS.Cert, cfg.Listen.TLS.Key)
 		if err != nil {
 			return nil, err
 		}
