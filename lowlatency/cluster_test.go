@@ -358,6 +358,22 @@ func TestQuestionsAtTheSameTimeShareOneRequest(t *testing.T) {
 		if requests.Load() != 1 {
 			w.Error("what is known was asked for again")
 		}
+		var more []string
+		for i := range 50 {
+			more = append(more, "u"+string(rune('A'+i)))
+			w.create(more[i], nil)
+		}
+		several := append([]string{names[7]}, more...)
+		for range 2 {
+			for i, facts := range w.tier.FactsOf(w.Context(), several) {
+				if !facts.Known {
+					w.Errorf("%s is not known", several[i])
+				}
+			}
+		}
+		if requests.Load() != 2 || topics.Load() != 100 {
+			w.Errorf("a question about 50 topics more was %d requests, about %d", requests.Load()-1, topics.Load()-50)
+		}
 	})
 }
 

@@ -85,24 +85,77 @@ func newFacts(c *Cluster) *facts {
 func (c *Cluster) Facts(ctx context.Context, topic string) tiers.TopicFacts {
 	f := c.facts
 	f.mu.RLock()
-	if k := f.known[topic]; k.believed() && time.Since(k.used) < unusedAfter/2 {
-		f.mu.RUnlock()
-		return k.facts
+	k, ok := f.recent(topic)
+	f.mu.RUnlock()
+	if ok {
+		return k
+	}
+	f.mu.Lock()
+	k, answer := f.question(topic)
+	f.mu.Unlock()
+	return answered(ctx, k, answer)
+}
+
+// FactsOf is Facts for several topics, in their order: what is not known of them
+// is asked for together.
+func (c *Cluster) FactsOf(ctx context.Context, topics []string) []tiers.TopicFacts {
+	f := c.facts
+	out := make([]tiers.TopicFacts, len(topics))
+	known := 0
+	f.mu.RLock()
+	for ; known < len(topics); known++ {
+		k, ok := f.recent(topics[known])
+		if !ok {
+			break
+		}
+		out[known] = k
 	}
 	f.mu.RUnlock()
-	answer := make(chan tiers.TopicFacts, 1)
+	if known == len(topics) {
+		return out
+	}
+	answers := make([]chan tiers.TopicFacts, len(topics))
 	f.mu.Lock()
+	for i := known; i < len(topics); i++ {
+		out[i], answers[i] = f.question(topics[i])
+	}
+	f.mu.Unlock()
+	for i := known; i < len(topics); i++ {
+		out[i] = answered(ctx, out[i], answers[i])
+	}
+	return out
+}
+
+// recent is what is known of a topic that was asked about lately. It is called
+// with mu held, for reading.
+func (f *facts) recent(topic string) (tiers.TopicFacts, bool) {
+	if k := f.known[topic]; k.believed() && time.Since(k.used) < unusedAfter/2 {
+		return k.facts, true
+	}
+	return tiers.TopicFacts{}, false
+}
+
+// question returns what is known of a topic, or where it will be told. It is
+// called with mu held.
+func (f *facts) question(topic string) (tiers.TopicFacts, chan tiers.TopicFacts) {
 	if k := f.known[topic]; k.believed() {
 		k.used = time.Now()
-		f.mu.Unlock()
-		return k.facts
+		return k.facts, nil
 	}
+	answer := make(chan tiers.TopicFacts, 1)
 	f.waiting[topic] = append(f.waiting[topic], answer)
 	if !f.gathering {
 		f.gathering = true
 		time.AfterFunc(gatherFor, f.gather)
 	}
-	f.mu.Unlock()
+	return tiers.TopicFacts{}, answer
+}
+
+// answered waits for a question, unless it was none.
+func answered(ctx context.Context, known tiers.TopicFacts, answer chan tiers.TopicFacts) tiers.TopicFacts {
+	if answer == nil {
+		return known
+	}
 	select {
 	case facts := <-answer:
 		return facts

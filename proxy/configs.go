@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -115,15 +114,18 @@ func (c *conn) describeConfigs(r *request) error {
 		return nil
 	}
 	r.answer = rewrite(kmsg.NewPtrDescribeConfigsResponse, func(resp *kmsg.DescribeConfigsResponse) error {
-		ctx, cancel := context.WithTimeout(c.present, c.p.limits.FactsTimeout) // for all of them
-		defer cancel()
+		var topics []string
+		var at []int
 		for i := range resp.Resources {
 			res := &resp.Resources[i]
 			res.ResourceName = names.back(res.ResourceName)
 			// Who may not describe a topic learns nothing of it here either.
-			if only, ok := asked[res.ResourceName]; ok && res.ResourceType == kmsg.ConfigResourceTypeTopic && res.ErrorCode == 0 {
-				c.addOwn(ctx, res, only, req.IncludeDocumentation)
+			if _, ok := asked[res.ResourceName]; ok && res.ResourceType == kmsg.ConfigResourceTypeTopic && res.ErrorCode == 0 {
+				topics, at = append(topics, res.ResourceName), append(at, i)
 			}
+		}
+		for i, p := range c.placeAll(c.present, topics) {
+			c.addOwn(&resp.Resources[at[i]], p.facts, asked[topics[i]], req.IncludeDocumentation)
 		}
 		return nil
 	})
@@ -131,8 +133,7 @@ func (c *conn) describeConfigs(r *request) error {
 }
 
 // addOwn adds our entries to a described topic.
-func (c *conn) addOwn(ctx context.Context, res *kmsg.DescribeConfigsResponseResource, only []string, documented bool) {
-	_, facts := c.place(ctx, res.ResourceName)
+func (c *conn) addOwn(res *kmsg.DescribeConfigsResponseResource, facts tiers.TopicFacts, only []string, documented bool) {
 	for _, cfg := range res.Configs {
 		if cfg.Name == "cleanup.policy" && cfg.Value != nil { // newer than what is remembered
 			facts.Known, facts.Compacted = true, strings.Contains(*cfg.Value, "compact")

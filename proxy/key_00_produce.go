@@ -184,11 +184,11 @@ type destination struct {
 // destinations are the partitions of a request that are for the diskless tier.
 func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce) (destined []destination) {
 	var last struct {
-		topic     string
-		placement tiers.Placement
-		facts     tiers.TopicFacts
+		topic string
+		placed
 	}
 	rules := c.p.opt.Router() // before any is placed: what later ones say is not kept for these
+	names, several := c.placeSeveral(ctx, r, view)
 	for i := range view.Partitions {
 		p := &view.Partitions[i]
 		if p.From == p.To {
@@ -200,19 +200,45 @@ func (c *conn) destinations(ctx context.Context, r *request, view *wire.Produce)
 		}
 		if topic != last.topic {
 			last.topic = topic
-			last.placement, last.facts = c.place(ctx, topic)
+			if len(names) > 0 && names[0] == topic {
+				last.placed, names, several = several[0], names[1:], several[1:]
+			} else {
+				last.Placement, last.facts = c.place(ctx, topic)
+			}
 		}
-		if last.placement.Tier != tiers.Diskless {
-			if last.placement.Class.Tier != tiers.Diskless {
+		if last.Tier != tiers.Diskless {
+			if last.Class.Tier != tiers.Diskless {
 				c.inline = inline{rules, topic, p.TopicID}
 			} else {
-				c.p.opt.Payloads.Kept(last.placement.Class, topic, last.placement.Reason, p.To-p.From)
+				c.p.opt.Payloads.Kept(last.Class, topic, last.Reason, p.To-p.From)
 			}
 			continue
 		}
-		destined = append(destined, destination{*p, topic, last.placement.Class, last.facts})
+		destined = append(destined, destination{*p, topic, last.Class, last.facts})
 	}
 	return destined
+}
+
+// placeSeveral places the topics of a request together, in its order, when it is
+// for more than one: else each that is not known would be waited for in turn.
+func (c *conn) placeSeveral(ctx context.Context, r *request, view *wire.Produce) (names []string, placed []placed) {
+	if len(view.Partitions) == 0 {
+		return nil, nil
+	}
+	first, last := &view.Partitions[0], &view.Partitions[len(view.Partitions)-1]
+	if string(first.Topic) == string(last.Topic) && first.TopicID == last.TopicID {
+		return nil, nil
+	}
+	for i := range view.Partitions {
+		p := &view.Partitions[i]
+		if p.From == p.To {
+			continue
+		}
+		if topic := c.producedTopic(p, r.version); topic != "" && (len(names) == 0 || names[len(names)-1] != topic) {
+			names = append(names, topic)
+		}
+	}
+	return names, c.placeAll(ctx, names)
 }
 
 // offload begins to store the batches of diskless topics. After an error none

@@ -1,10 +1,7 @@
 package proxy
 
 import (
-	"context"
-
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/tiers"
 )
@@ -44,9 +41,9 @@ func (c *conn) mapMetadata(resp *kmsg.MetadataResponse) {
 	if !twins {
 		return
 	}
-	placed := c.placeAll(resp.Topics)
+	shown := c.showAll(resp.Topics)
 	for i := range resp.Topics {
-		if placed[i] != tiers.Diskless {
+		if shown[i] != tiers.Diskless {
 			continue
 		}
 		for j := range resp.Topics[i].Partitions {
@@ -69,33 +66,21 @@ func toDiskless(ids []int32) {
 	}
 }
 
-// placeConcurrency bounds the topics of one answer whose facts are asked for at
-// a time; those that are known cost nothing.
-const placeConcurrency = 64
-
-// placeAll places every topic of an answer.
-func (c *conn) placeAll(topics []kmsg.MetadataResponseTopic) []tiers.Tier {
-	placed := make([]tiers.Tier, len(topics))
-	router := c.p.opt.Router()
-	ctx, cancel := context.WithTimeout(c.present, c.p.limits.FactsTimeout) // for all of them
-	defer cancel()
-	var asked errgroup.Group
-	asked.SetLimit(placeConcurrency)
+// showAll says of every topic of an answer on which tier's brokers it is shown.
+func (c *conn) showAll(topics []kmsg.MetadataResponseTopic) []tiers.Tier {
+	shown := make([]tiers.Tier, len(topics))
+	var names []string
+	var at []int
 	for i, t := range topics {
-		if t.Topic == nil || t.ErrorCode != 0 && len(t.Partitions) == 0 {
+		if t.Topic == nil || t.IsInternal || t.ErrorCode != 0 && len(t.Partitions) == 0 {
 			continue
 		}
-		name := *t.Topic
-		if router.Place(name, tiers.TopicFacts{Known: true}).Tier != tiers.Diskless || t.IsInternal {
-			continue
-		}
-		asked.Go(func() error {
-			placed[i] = c.shown(ctx, name)
-			return nil
-		})
+		names, at = append(names, *t.Topic), append(at, i)
 	}
-	_ = asked.Wait()
-	return placed
+	for i, p := range c.placeAll(c.present, names) {
+		shown[at[i]] = shownAt(p.Placement)
+	}
+	return shown
 }
 
 // learn remembers the topic ids of an answer.

@@ -642,6 +642,33 @@ func TestProduceToATopicThatStaysInline(t *testing.T) {
 	}
 }
 
+// A replica that has just started knows no topic, and a request may be for
+// thousands.
+func TestFactsOfARequestsTopicsAreAskedForTogether(t *testing.T) {
+	inBubbleWith(t, proxy.Limits{}, true, func(r *rig) {
+		r.brokers.facts["telemetry-1"] = tiers.TopicFacts{Known: true, Compacted: true}
+		r.brokers.facts["telemetry-2"] = tiers.TopicFacts{}
+		r.brokers.facts["telemetry-3"] = tiers.TopicFacts{Known: true, Internal: true}
+		c, b := r.pair(bootstrap)
+		sent := encode(1, produce(9, -1, [2]string{"telemetry-1", "a"}, [2]string{"telemetry-2", "b"}, [2]string{hot, "c"}, [2]string{"telemetry-3", "d"}))
+		c.raw(sent)
+		if got, err := b.next(); err != nil || !bytes.Equal(got, sent[4:]) {
+			t.Fatalf("the request was changed, or not sent: %v", err)
+		}
+		if got, want := fmt.Sprint(r.brokers.together), "[[telemetry-1 telemetry-2 telemetry-3]]"; got != want {
+			t.Errorf("asked together for %s, want %s", got, want)
+		}
+		want := []string{
+			fmt.Sprintf("telemetry-1 of telemetry, 1 bytes, %s", tiers.Compacted),
+			fmt.Sprintf("telemetry-2 of telemetry, 1 bytes, %s", tiers.Unknown),
+			fmt.Sprintf("telemetry-3 of telemetry, 1 bytes, %s", tiers.Internal),
+		}
+		if !slices.Equal(r.payloads.kept, want) {
+			t.Errorf("told of %q, want %q", r.payloads.kept, want)
+		}
+	})
+}
+
 func TestReservedHeaderIsRefused(t *testing.T) {
 	versions(t, 0, true, func(t *testing.T, r *rig, v int16) {
 		c, b := r.pair(bootstrap)

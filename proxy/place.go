@@ -20,11 +20,47 @@ func (c *conn) place(ctx context.Context, topic string) (tiers.Placement, tiers.
 	return router.Place(topic, facts), facts
 }
 
+// placed is where a topic's payloads go, and what is known of it.
+type placed struct {
+	tiers.Placement
+	facts tiers.TopicFacts
+}
+
+// placeAll is place for several topics, in their order.
+func (c *conn) placeAll(ctx context.Context, topics []string) []placed {
+	router := c.p.opt.Router()
+	out := make([]placed, len(topics))
+	var asked []string
+	for i, topic := range topics {
+		out[i].Placement = router.Place(topic, tiers.TopicFacts{Known: true})
+		if out[i].Class.Tier == tiers.Diskless {
+			asked = append(asked, topic)
+		}
+	}
+	if len(asked) == 0 {
+		return out
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.p.limits.FactsTimeout)
+	defer cancel()
+	facts := c.p.opt.Brokers.FactsOf(ctx, asked)
+	for i, topic := range topics {
+		if out[i].Class.Tier == tiers.Diskless {
+			out[i] = placed{router.Place(topic, facts[0]), facts[0]}
+			facts = facts[1:]
+		}
+	}
+	return out
+}
+
 // shown says on which tier's brokers clients find a topic. Until its facts are
 // known its class alone decides: a topic that was just created is unknown for a
 // moment, and clients keep what they are told for minutes.
 func (c *conn) shown(ctx context.Context, topic string) tiers.Tier {
 	placement, _ := c.place(ctx, topic)
+	return shownAt(placement)
+}
+
+func shownAt(placement tiers.Placement) tiers.Tier {
 	if placement.Reason == tiers.Unknown {
 		return placement.Class.Tier
 	}

@@ -21,6 +21,9 @@ type Brokers interface {
 	// configuration from the cluster on first use and blocks no longer than
 	// ctx allows. Facts.Known is false when that did not succeed.
 	Facts(ctx context.Context, topic string) tiers.TopicFacts
+	// FactsOf is Facts for several topics, in their order. What is not known of
+	// them is read together, so it takes as long as for one.
+	FactsOf(ctx context.Context, topics []string) []tiers.TopicFacts
 	// Invalidate forgets a topic's facts: a request that may have changed them
 	// has passed through.
 	Invalidate(topic string)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"testing"
 	"testing/synctest"
@@ -36,6 +37,9 @@ func (b fakeBrokers) Dial(ctx context.Context, node int32) (net.Conn, error) {
 }
 func (b fakeBrokers) Facts(context.Context, string) tiers.TopicFacts {
 	return tiers.TopicFacts{Known: true}
+}
+func (b fakeBrokers) FactsOf(_ context.Context, topics []string) []tiers.TopicFacts {
+	return slices.Repeat([]tiers.TopicFacts{{Known: true}}, len(topics))
 }
 func (b fakeBrokers) Invalidate(string) {}
 

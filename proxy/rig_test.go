@@ -391,6 +391,7 @@ type scriptedBrokers struct {
 	invalidated []string
 	nodes       []int32
 	slow        chan struct{} // the next question for facts waits for it
+	together    [][]string    // topics that were asked about together
 }
 
 func (b *scriptedBrokers) Dial(_ context.Context, node int32) (net.Conn, error) {
@@ -427,6 +428,17 @@ func (b *scriptedBrokers) Facts(_ context.Context, topic string) tiers.TopicFact
 		return f
 	}
 	return tiers.TopicFacts{Known: true}
+}
+
+func (b *scriptedBrokers) FactsOf(ctx context.Context, topics []string) []tiers.TopicFacts {
+	b.mu.Lock()
+	b.together = append(b.together, topics)
+	b.mu.Unlock()
+	out := make([]tiers.TopicFacts, len(topics))
+	for i, t := range topics {
+		out[i] = b.Facts(ctx, t)
+	}
+	return out
 }
 
 func (b *scriptedBrokers) Invalidate(topic string) {
