@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/sluice-kafka/sluice/router"
 )
 
 // Admin requests that may name diskless ids, which the broker does not know:
@@ -33,6 +35,9 @@ func (c *conn) invalidateAfter(r *request, topics []string) {
 	before := r.answer
 	r.answer = func(c *conn, r *request, in *frame) ([][]byte, error) {
 		for _, t := range topics {
+			if len(t) > router.MaxTopicName {
+				continue // it has none, and would be kept
+			}
 			c.p.opt.Brokers.Invalidate(t)
 		}
 		if before != nil {
@@ -44,7 +49,7 @@ func (c *conn) invalidateAfter(r *request, topics []string) {
 
 func (c *conn) createTopics(r *request) error {
 	req := kmsg.NewPtrCreateTopicsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	changed := false
@@ -86,7 +91,7 @@ creations:
 
 func (c *conn) createPartitions(r *request) error {
 	req := kmsg.NewPtrCreatePartitionsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	changed := false
@@ -103,7 +108,7 @@ func (c *conn) createPartitions(r *request) error {
 
 func (c *conn) alterPartitionAssignments(r *request) error {
 	req := kmsg.NewPtrAlterPartitionAssignmentsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	changed := false
@@ -120,7 +125,7 @@ func (c *conn) alterPartitionAssignments(r *request) error {
 
 func (c *conn) unregisterBroker(r *request) error {
 	req := kmsg.NewPtrUnregisterBrokerRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	if real := realID(req.BrokerID); real != req.BrokerID {

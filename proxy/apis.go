@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -199,8 +200,18 @@ func (t *byKey) find(key int16) *API {
 	return t[key]
 }
 
-// decodeRequest reads a request's body into req.
-func decodeRequest(r *request, req kmsg.Request) error {
+// decodeRequest reads a request's body into req. Before a large one it waits for
+// what that may take; one that takes more than there is ends the connection.
+func (c *conn) decodeRequest(r *request, req kmsg.Request) error {
+	if n := len(r.in.b); n > smallFrame {
+		if most := c.p.decoded.max / requestFactor; int64(n) > most {
+			return fmt.Errorf("%w: %d bytes of %s are more than the %d that are decoded; raise limits.request_memory_bytes, or send less at a time", errRefused, n, r.api.Name, most)
+		}
+		got, err := c.p.decoded.await(c.present, requestFactor*n, c.listener())
+		if r.decoded += got; err != nil {
+			return err
+		}
+	}
 	req.SetVersion(r.version)
 	if err := req.ReadFrom(r.in.b[r.body:]); err != nil {
 		return wire.ErrMalformed

@@ -49,6 +49,13 @@ const (
 	// hydratedShare of the memory for answers, one in so many bytes, is for what
 	// comes in the place of placeholders and for answers that are encoded anew.
 	hydratedShare = 4
+	// decodedShare of the memory for requests, one byte in so many, is for large ones
+	// that are decoded, from then until they are answered.
+	decodedShare = 8
+	// requestFactor is what a request may take when it is decoded, in times of its
+	// frame: a string of no bytes takes one byte in it and 16 here, and as much again
+	// where it is noted.
+	requestFactor = 32
 	// frameShare of a memory is the most that one frame may take.
 	frameShare = 2
 	// decodedFactor is what an answer takes when it is decoded and encoded anew,
@@ -80,6 +87,20 @@ func (f *frame) release() {
 	f.whole = nil
 	f.budget.used.Sub(float64(f.size))
 	f.from.Release(int64(f.size))
+}
+
+// maxVacant is for how many partitions a connection keeps room, between requests.
+const maxVacant = 256
+
+// vacant is s without what aliases a frame that is given back, to be filled again.
+// Room for more than usual is left to the collector: nobody counts what connections
+// keep.
+func vacant[T any](s []T) []T {
+	if cap(s) > maxVacant {
+		return nil
+	}
+	clear(s)
+	return s[:0]
 }
 
 // forget gives the budget back but leaves the bytes to the collector: somebody

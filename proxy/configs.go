@@ -90,7 +90,7 @@ func (n renamed) back(name string) string {
 
 func (c *conn) describeConfigs(r *request) error {
 	req := kmsg.NewPtrDescribeConfigsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	names := renamed{}
@@ -245,7 +245,7 @@ func outcome[R ~struct {
 
 func (c *conn) alterConfigs(r *request) error {
 	req := kmsg.NewPtrAlterConfigsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	var a alteration
@@ -284,7 +284,7 @@ func (c *conn) alterConfigs(r *request) error {
 
 func (c *conn) incrementalAlterConfigs(r *request) error {
 	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	var a alteration

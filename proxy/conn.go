@@ -98,6 +98,7 @@ func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bo
 		answered: make(chan struct{}),
 		producer: &tiers.Producer{},
 	}
+	c.fetchState.all = &p.learnt
 	c.from = p.crossings.from(address, "")
 	c.toClient = newSink(client, p.limits.WriteTimeout)
 	c.queueIdle = sync.NewCond(&c.queueMu)
@@ -186,7 +187,8 @@ func (c *conn) awaitQueue() {
 	c.queueMu.Unlock()
 }
 
-// abandon gives back what requests without an answer still hold.
+// abandon gives back what requests without an answer still hold, and what the
+// connection has learnt.
 func (c *conn) abandon() {
 	c.expectedMu.Lock()
 	defer c.expectedMu.Unlock()
@@ -198,6 +200,9 @@ func (c *conn) abandon() {
 		c.settle(r)
 	}
 	c.expected = nil
+	c.fetchState.mu.Lock()
+	defer c.fetchState.mu.Unlock()
+	c.fetchState.forget()
 }
 
 // fail ends the connection; the first reason counts. It does not wait for the

@@ -40,7 +40,7 @@ func (c *conn) mayDelete(topic, what string) (message string, ok bool) {
 
 func (c *conn) deleteTopics(r *request) error {
 	req := kmsg.NewPtrDeleteTopicsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	var unknown [][16]byte
@@ -111,7 +111,7 @@ func (c *conn) deleteRecords(r *request) error {
 		return nil
 	}
 	req := kmsg.NewPtrDeleteRecordsRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	var refused []kmsg.DeleteRecordsResponseTopic

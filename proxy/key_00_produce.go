@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"time"
@@ -80,7 +81,7 @@ func (o *offloaded) is(p wire.ProduceResultPartition, version int16) bool {
 
 func (c *conn) produce(r *request) error {
 	view := &c.produced
-	defer func() { clear(view.Partitions) }() // they alias a frame that is given back
+	defer func() { view.Partitions = vacant(view.Partitions) }()
 	if err := wire.ParseProduce(view, r.in.b, r.body, r.version); err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (c *conn) produce(r *request) error {
 	sent := r.in.b
 	for _, p := range view.Partitions {
 		if p.From < p.To && c.p.opt.Payloads.Reserved(sent[p.From:p.To]) {
-			return c.refuseReserved(r)
+			return c.refuseReserved(r, view)
 		}
 	}
 	c.cross(r, view)
@@ -363,7 +364,7 @@ func (c *conn) produceAnswer(r *request, in *frame) ([][]byte, error) {
 		return nil, err
 	}
 	result := &c.result
-	defer func() { clear(result.Partitions) }() // they alias the frame
+	defer func() { result.Partitions = vacant(result.Partitions) }()
 	if err := wire.ParseProduceResult(result, in.b, body, r.version); err != nil {
 		return nil, err
 	}
@@ -426,28 +427,25 @@ func putStorageError(b []byte, version, since int16) {
 }
 
 // refuseReserved answers a Produce whose records pretend to be placeholders.
-func (c *conn) refuseReserved(r *request) error {
+func (c *conn) refuseReserved(r *request, view *wire.Produce) error {
 	c.p.metrics.reserved.Inc()
 	c.warn().Msg("refused a Produce: a record carries the header that is reserved for placeholders")
 	if r.silent {
 		// Without an answer, closing is how a broker reports an error.
 		return errRefused
 	}
-	req := kmsg.NewPtrProduceRequest()
-	if err := decodeRequest(r, req); err != nil {
-		return err
-	}
 	resp := kmsg.NewPtrProduceResponse()
 	message := "a record carries a header that is reserved by sluice, or records cannot be decompressed; nothing of this request was written"
-	for _, t := range req.Topics {
-		topic := kmsg.NewProduceResponseTopic()
-		topic.Topic, topic.TopicID = t.Topic, t.TopicID
-		for _, p := range t.Partitions {
-			part := kmsg.NewProduceResponseTopicPartition()
-			part.Partition, part.ErrorCode, part.BaseOffset, part.ErrorMessage = p.Partition, errInvalidRecord, -1, &message
-			topic.Partitions = append(topic.Partitions, part)
+	for i, p := range view.Partitions {
+		if i == 0 || p.TopicID != view.Partitions[i-1].TopicID || !bytes.Equal(p.Topic, view.Partitions[i-1].Topic) {
+			topic := kmsg.NewProduceResponseTopic()
+			topic.Topic, topic.TopicID = string(p.Topic), p.TopicID
+			resp.Topics = append(resp.Topics, topic)
 		}
-		resp.Topics = append(resp.Topics, topic)
+		part := kmsg.NewProduceResponseTopicPartition()
+		part.Partition, part.ErrorCode, part.BaseOffset, part.ErrorMessage = p.Partition, errInvalidRecord, -1, &message
+		topic := &resp.Topics[len(resp.Topics)-1]
+		topic.Partitions = append(topic.Partitions, part)
 	}
 	r.local = encodeResponse(r, resp)
 	return nil

@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -56,9 +58,7 @@ const (
 	minUpstream = 64 << 10
 	// firstExpansion is assumed of a diskless partition before any was seen.
 	firstExpansion = 16
-	// maxFetchPartitions bounds what is remembered of a connection's partitions.
-	maxFetchPartitions = 100_000
-	errClusterAuth     = 31
+	errClusterAuth = 31
 	// formerReadahead is for topics whose class is no longer diskless.
 	formerReadahead = 2
 	// fetchStorageErrorSince is the first version whose clients know
@@ -90,6 +90,32 @@ type fetchState struct {
 	turn         uint64
 	partitions   map[fetchKey]*fetchPartition
 	nameless     map[[16]byte]struct{} // topic ids to be asked for
+	all          *learnt
+}
+
+// learnt counts the partitions that all connections remember something of. Of more
+// than max nothing is remembered: whoever names them keeps a connection for nothing.
+type learnt struct {
+	partitions atomic.Int64
+	max        int64
+}
+
+const (
+	// learntBytes of the memory for answers allow for one more, which takes about a
+	// tenth of that.
+	learntBytes = 1 << 10
+	// manyLearnt of one connection must leave half of the room to others.
+	manyLearnt = 1000
+)
+
+// add reports whether there is room for one more of a connection that has so many.
+func (l *learnt) add(have int) bool {
+	n := l.partitions.Add(1)
+	if n > l.max || have >= manyLearnt && n > l.max/2 {
+		l.partitions.Add(-1)
+		return false
+	}
+	return true
 }
 
 type fetchPartition struct {
@@ -113,17 +139,26 @@ const (
 func (s *fetchState) partition(k fetchKey) *fetchPartition {
 	p := s.partitions[k]
 	if p == nil {
-		if s.partitions == nil || len(s.partitions) >= maxFetchPartitions {
+		if s.partitions == nil || len(s.partitions) >= wire.MaxFetchPartitions {
+			s.forget()
 			s.partitions = make(map[fetchKey]*fetchPartition)
 		}
 		p = &fetchPartition{expansion: 1}
 		if s.diskless {
 			p.expansion = firstExpansion
 		}
-		s.partitions[k] = p
+		if s.all.add(len(s.partitions)) {
+			s.partitions[k] = p
+		}
 	}
 	p.session = s.session
 	return p
+}
+
+// forget lets go of all partitions. mu is held.
+func (s *fetchState) forget() {
+	s.all.partitions.Add(-int64(len(s.partitions)))
+	s.partitions = nil
 }
 
 // askLater remembers an id whose name is needed. The responder must not ask: it
@@ -149,11 +184,13 @@ func shrink(limit, expansion int32) int32 {
 
 func (c *conn) fetch(r *request) error {
 	view := &c.fetched
+	defer func() { view.Partitions = vacant(view.Partitions) }()
 	if err := wire.ParseFetch(view, r.in.b, r.body, r.version); err != nil {
 		return err
 	}
 	if view.ReplicaID >= 0 {
-		return c.refuseReplica(r)
+		c.refuseReplica(r, view)
+		return nil
 	}
 	diskless, err := c.fetchesDiskless(view, r.version)
 	if err != nil {
@@ -274,26 +311,22 @@ func (c *conn) fetchesDiskless(view *wire.Fetch, version int16) (bool, error) {
 }
 
 // refuseReplica answers a Fetch that pretends to be a follower's.
-func (c *conn) refuseReplica(r *request) error {
-	req := kmsg.NewPtrFetchRequest()
-	if err := decodeRequest(r, req); err != nil {
-		return err
-	}
+func (c *conn) refuseReplica(r *request, view *wire.Fetch) {
 	resp := kmsg.NewPtrFetchResponse()
-	for _, t := range req.Topics {
-		topic := kmsg.NewFetchResponseTopic()
-		topic.Topic, topic.TopicID = t.Topic, t.TopicID
-		for _, p := range t.Partitions {
-			part := kmsg.NewFetchResponseTopicPartition()
-			part.Partition, part.ErrorCode, part.HighWatermark = p.Partition, errClusterAuth, -1
-			part.RecordBatches = []byte{}
-			topic.Partitions = append(topic.Partitions, part)
+	for i, p := range view.Partitions {
+		if i == 0 || p.TopicID != view.Partitions[i-1].TopicID || !bytes.Equal(p.Topic, view.Partitions[i-1].Topic) {
+			topic := kmsg.NewFetchResponseTopic()
+			topic.Topic, topic.TopicID = string(p.Topic), p.TopicID
+			resp.Topics = append(resp.Topics, topic)
 		}
-		resp.Topics = append(resp.Topics, topic)
+		part := kmsg.NewFetchResponseTopicPartition()
+		part.Partition, part.ErrorCode, part.HighWatermark = p.Partition, errClusterAuth, -1
+		part.RecordBatches = []byte{}
+		topic := &resp.Topics[len(resp.Topics)-1]
+		topic.Partitions = append(topic.Partitions, part)
 	}
 	c.warn().Msg("refused a Fetch in the name of a replica")
 	r.local = encodeResponse(r, resp)
-	return nil
 }
 
 // hydration is one partition of an answer whose records may hold placeholders.
@@ -333,6 +366,7 @@ func (c *conn) fetchAnswer(r *request, in *frame) ([][]byte, error) {
 		return nil, err
 	}
 	view := &c.fetchV
+	defer func() { view.Partitions = vacant(view.Partitions) }()
 	if err := wire.ParseFetchResult(view, in.b, body, r.version); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,7 @@ func (c *conn) saslHandshake(r *request) error {
 	c.login.begun.Store(true)
 	c.login.mechanism, c.login.tried = "", ""
 	req := kmsg.NewPtrSASLHandshakeRequest()
-	if decodeRequest(r, req) == nil { // else the broker says what it thinks of it
+	if c.decodeRequest(r, req) == nil { // else the broker says what it thinks of it
 		c.login.mechanism = req.Mechanism
 	}
 	return nil
@@ -59,7 +59,7 @@ func (c *conn) saslAuthenticate(r *request) error {
 	l := &c.login
 	l.begun.Store(true)
 	req := kmsg.NewPtrSASLAuthenticateRequest()
-	if decodeRequest(r, req) != nil {
+	if c.decodeRequest(r, req) != nil {
 		return nil
 	}
 	name, known := "", false

@@ -55,7 +55,7 @@ const (
 
 func (c *conn) shareFetch(r *request) error {
 	req := kmsg.NewPtrShareFetchRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	c.shareAs(&req.MemberID)

@@ -10,7 +10,7 @@ import "github.com/twmb/franz-go/pkg/kmsg"
 
 func (c *conn) shareAcknowledge(r *request) error {
 	req := kmsg.NewPtrShareAcknowledgeRequest()
-	if err := decodeRequest(r, req); err != nil {
+	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
 	if c.shareAs(&req.MemberID) {

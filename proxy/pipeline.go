@@ -47,6 +47,7 @@ type request struct {
 	holds         time.Duration // Produce, Fetch, ShareFetch: the broker may take so long to begin with what comes after it
 	held          time.Duration // the same of any request, while the connection counts it
 
+	decoded  int      // bytes that it may take where it is decoded, until it is answered
 	hydrated int      // bytes of the answer that are held beside its frame
 	lent     []func() // to be called when it is written
 
@@ -208,6 +209,10 @@ func (c *conn) finish(r *request) {
 
 // settle notes that a request is no longer in flight.
 func (c *conn) settle(r *request) {
+	if r.decoded > 0 {
+		c.p.decoded.release(r.decoded)
+		r.decoded = 0
+	}
 	if r.owed {
 		c.owed.Add(-1)
 		c.p.owed.Add(-1)

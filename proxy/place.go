@@ -3,21 +3,25 @@ package proxy
 import (
 	"context"
 
+	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // place says where a topic's payloads go, and what is known of it. Facts are
 // asked for only where they can matter, and for no longer than FactsTimeout.
 func (c *conn) place(ctx context.Context, topic string) (tiers.Placement, tiers.TopicFacts) {
-	router := c.p.opt.Router()
-	placement := router.Place(topic, tiers.TopicFacts{Known: true})
+	rules := c.p.opt.Router()
+	placement := rules.Place(topic, tiers.TopicFacts{Known: true})
 	if placement.Class.Tier != tiers.Diskless {
 		return placement, tiers.TopicFacts{}
+	}
+	if len(topic) > router.MaxTopicName {
+		return rules.Place(topic, tiers.TopicFacts{}), tiers.TopicFacts{} // none has it
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.p.limits.FactsTimeout)
 	defer cancel()
 	facts := c.p.opt.Brokers.Facts(ctx, topic)
-	return router.Place(topic, facts), facts
+	return rules.Place(topic, facts), facts
 }
 
 // placed is where a topic's payloads go, and what is known of it.
@@ -70,8 +74,13 @@ func shownAt(placement tiers.Placement) tiers.Tier {
 // maxNames bounds the topic names that a connection keeps.
 const maxNames = 4096
 
-// name interns a topic name that aliases a frame.
+// name interns a topic name that aliases a frame. One that is longer than Kafka
+// allows is "", as no topic is called: only the broker's refusal is of interest,
+// and what is kept would be as large as frames are.
 func (c *conn) name(b []byte) string {
+	if len(b) > router.MaxTopicName {
+		return ""
+	}
 	if s, ok := c.names[string(b)]; ok {
 		return s
 	}

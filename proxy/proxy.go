@@ -145,11 +145,13 @@ type Proxy struct {
 	requests  *budget
 	responses *budget
 	hydrated  *pot
+	decoded   *pot
 	topics    *lru.Cache[[16]byte, string] // topic id → name; Kafka never gives an id a second name
 	crossings *crossings
 	families  families
 	withheld  *withheld
 	throttle  throttle
+	learnt    learnt
 	warnings  *rate.Limiter
 
 	ctx      context.Context // ends with the proxy
@@ -197,19 +199,22 @@ func New(opt Options) (*Proxy, error) {
 		conns:     make(map[*conn]struct{}),
 		perIP:     make(map[string]int),
 	}
+	p.learnt.max = p.limits.ResponseBytes / learntBytes
 	p.withheld = newWithheld(p.metrics.withheld)
 	budgetOf := func(direction string) (prometheus.Gauge, *prometheus.CounterVec, prometheus.Gauge) {
 		return p.metrics.frameBytes.WithLabelValues(direction), p.metrics.frameWaits.MustCurryWith(prometheus.Labels{"direction": direction}), p.metrics.frameWaiting.WithLabelValues(direction)
 	}
 	cutSenders := func() { p.cutStalled(func(c *conn) *stall { return &c.filling }) }
 	cutReaders := func() { p.cutStalled(func(c *conn) *stall { return &c.toClient.stall }) }
-	hydrated := p.limits.ResponseBytes / hydratedShare
+	hydrated, decoded := p.limits.ResponseBytes/hydratedShare, p.limits.RequestBytes/decodedShare
 	used, held, waiting := budgetOf("request")
-	p.requests = newBudget(p.limits.RequestBytes, true, used, held, waiting, cutSenders)
+	p.requests = newBudget(p.limits.RequestBytes-decoded, true, used, held, waiting, cutSenders)
 	used, held, waiting = budgetOf("response")
 	p.responses = newBudget(p.limits.ResponseBytes-hydrated, false, used, held, waiting, cutReaders)
 	used, held, waiting = budgetOf("hydrated")
 	p.hydrated = newPot(hydrated, used, held, waiting, cutReaders)
+	used, held, waiting = budgetOf("decoded")
+	p.decoded = newPot(decoded, used, held, waiting, cutReaders)
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	if err := p.listen(AnyBroker, opt.Bootstrap); err != nil {
 		p.closeListeners()

@@ -5,6 +5,9 @@ const (
 	FetchFlexible = 12
 	// FetchTopicIDs is the first that names topics by id (KIP-516).
 	FetchTopicIDs = 13
+	// MaxFetchPartitions bounds the partitions of one request, and its topics, far
+	// above what any broker leads: they take room and time here.
+	MaxFetchPartitions = 100_000
 	// fetchSessions is the first with sessions (KIP-227).
 	fetchSessions = 7
 	// fetchReplicaState is the first that names the replica in a tagged field.
@@ -46,7 +49,11 @@ func ParseFetch(f *Fetch, frame []byte, body int, version int16) error {
 		r.Skip(4) // session id
 		f.Session = r.Int32()
 	}
-	for topics := r.ArrayLen(flexible, 3); topics > 0 && r.Err == nil; topics-- {
+	topics := r.ArrayLen(flexible, 3)
+	if topics > MaxFetchPartitions {
+		return ErrMalformed
+	}
+	for ; topics > 0 && r.Err == nil; topics-- {
 		var part FetchPartition
 		part.Topic, part.TopicID = r.fetchTopic(version)
 		for n := r.ArrayLen(flexible, 16); n > 0 && r.Err == nil; n-- {
@@ -65,6 +72,9 @@ func ParseFetch(f *Fetch, frame []byte, body int, version int16) error {
 			r.Skip(4)
 			if flexible {
 				r.Tags(nil)
+			}
+			if len(f.Partitions) == MaxFetchPartitions {
+				return ErrMalformed
 			}
 			f.Partitions = append(f.Partitions, part)
 		}
