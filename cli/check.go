@@ -27,7 +27,8 @@ with its place and its remedy. Exit code 1 when there is any.
 --live also tries what the file names, with a line for each: the brokers (reach,
 credentials, versions, node ids within the ranges, ACLs and quotas that look at
 client addresses, SASL mechanisms that cannot be relayed), the topics (compacted
-or remote-stored ones in diskless classes) and the stores (a put, get, range and
+or remote-stored ones in diskless classes, rights on them that sluice's own
+principal lacks) and the stores (a put, get, range and
 conditional put of a small object that is removed again), and the disk cache
 (write, room). It changes nothing else, but makes the folder of a file:// store,
 and that of the disk cache, when there is none.`,

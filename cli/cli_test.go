@@ -16,6 +16,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
 
 	"github.com/sluice-kafka/sluice/harness"
 )
@@ -398,6 +400,62 @@ func TestTopics(t *testing.T) {
 	code, out, errs = sluice(t, "topics", "-c", settings{kafka: []string{deadAddress(t)}}.file(t))
 	if code != 1 || out != "" || !strings.Contains(errs, "`sluice check --live` looks closer") {
 		t.Errorf("without a cluster: exit code %d, stdout %q: %s", code, out, errs)
+	}
+}
+
+// What sluice does in the background it does as itself, and it would be missed
+// late: by a disk that is full, or an archive that is empty.
+func TestRightsThatAreMissingAreTold(t *testing.T) {
+	sized, bytes := "otel-sized", "1000000"
+	acl := func(op kmsg.ACLOperation, topic string) kfake.ACL {
+		return kfake.ACL{Principal: "User:sluice", Resource: kmsg.ACLResourceTypeTopic, Name: topic, Pattern: kmsg.ACLResourcePatternTypeLiteral, Operation: op, Allow: true}
+	}
+	var acls []kfake.ACL
+	for _, topic := range []string{"otel-a", sized, "otel-fine", "audit-a"} {
+		acls = append(acls, acl(kmsg.ACLOperationDescribe, topic), acl(kmsg.ACLOperationDescribeConfigs, topic))
+	}
+	acls = append(acls, acl(kmsg.ACLOperationRead, sized), acl(kmsg.ACLOperationRead, "otel-fine"), acl(kmsg.ACLOperationDelete, "otel-fine"))
+	k := fakeKafka(t, kfake.EnableSASL(), kfake.EnableACLs(), kfake.Superuser("PLAIN", "root", "secret"), kfake.User("PLAIN", "sluice", "secret", acls...))
+	cl, err := kgo.NewClient(kgo.SeedBrokers(k.ListenAddrs()...), kgo.SASL(plain.Auth{User: "root", Pass: "secret"}.AsMechanism()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	for topic, configs := range map[string]map[string]*string{
+		"otel-a": nil, "audit-a": nil, sized: {"retention.bytes": &bytes}, "otel-fine": {"retention.bytes": &bytes},
+	} {
+		if _, err := kadm.NewClient(cl).CreateTopic(t.Context(), 1, 1, configs, topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := settings{kafka: k.ListenAddrs(), rest: rulesOnly + "  - { match: \"audit-*\", class: audit }\n"}.file(t)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := k.ListenAddrs()[0]
+	text = []byte(strings.Replace(string(text), "objects\" }", "objects\", lock: none }", 1))
+	text = []byte(strings.Replace(string(text), "kafka:\n", "kafka:\n  sasl: { mechanism: PLAIN, username: sluice, password: secret }\n", 1))
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wants := []string{
+		"audit-a: sluice's own principal may not READ: it is not archived; allow it with kafka-acls --bootstrap-server " + address + " --add --allow-principal User:sluice --operation Read --topic audit-a\n",
+		sized + ": sluice's own principal may not DELETE: its log is not cut to retention.bytes of original bytes, and keeps more; allow it with kafka-acls --bootstrap-server " + address + " --add --allow-principal User:sluice --operation Delete --topic " + sized + "\n",
+	}
+	for _, args := range [][]string{{"check", "--live"}, {"topics"}} {
+		_, out, errs := sluice(t, append(args, "-c", file)...)
+		for _, want := range wants {
+			if args[0] == "check" {
+				want = "warn  topic " + want
+			}
+			if !strings.Contains(out, want) {
+				t.Errorf("%v: no %q in\n%s%s", args, want, out, errs)
+			}
+		}
+		if n := strings.Count(out, "own principal may not"); n != len(wants) {
+			t.Errorf("%v: %d complaints in\n%s", args, n, out)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -242,7 +243,7 @@ func checkTopics(ctx context.Context, r *report, cfg *config.Config, cluster *lo
 		}
 	}
 	known := cluster.AllFacts(ctx, candidates)
-	diskless := 0
+	diskless, classes := 0, make(map[string]*tiers.Class)
 	for _, name := range candidates {
 		facts := known[name]
 		p := routes.Place(name, facts)
@@ -257,6 +258,16 @@ func checkTopics(ctx context.Context, r *report, cfg *config.Config, cluster *lo
 		if p.Tier == tiers.Diskless {
 			diskless++
 		}
+		if facts.Known {
+			classes[name] = p.Class
+		}
+	}
+	missing, err := missingRights(ctx, cfg, cluster, classes)
+	if err != nil {
+		r.line(fail, what, err.Error())
+	}
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
+		r.line(warn, "topic "+name, missing[name])
 	}
 	r.line(good, fmt.Sprintf("%s: %d, of them %d in the diskless tier", what, len(topics), diskless), "")
 }

@@ -29,6 +29,8 @@ func newTopics() *cobra.Command {
 		Long: `Lists every topic of the cluster with its latency class, the rule that matched,
 the tier that its payloads go to, and why. A topic of a diskless class may still
 go inline: "compacted: inline", because compaction would destroy placeholders.
+Below the table stand the topics of which sluice's own principal lacks a right that
+retention.bytes or the audit archive needs.
 
 --logs also looks into the topics' logs, which may hold both kinds of batches
 when a topic's class has changed: what share of some samples of each partition
@@ -66,6 +68,7 @@ type topicRow struct {
 	Line       int    `json:"line,omitempty"`
 	Tier       string `json:"tier"`
 	Why        string `json:"why"`
+	Lacks      string `json:"lacks,omitempty"` // rights that sluice's own principal needs, and what to do
 
 	Log *server.LogLook `json:"log,omitempty"` // with --logs
 }
@@ -93,10 +96,22 @@ func listTopics(ctx context.Context, cfg *config.Config, logs bool) ([]topicRow,
 	}
 	facts := cluster.AllFacts(ctx, topics.Names())
 	rows := make([]topicRow, 0, len(topics))
+	classes := make(map[string]*tiers.Class)
 	for _, t := range topics.Sorted() {
 		f := facts[t.Topic]
 		f.Internal = f.Internal || t.IsInternal
-		rows = append(rows, rowOf(t.Topic, len(t.Partitions), r.Place(t.Topic, f)))
+		placed := r.Place(t.Topic, f)
+		rows = append(rows, rowOf(t.Topic, len(t.Partitions), placed))
+		if f.Known && !f.Internal && placed.Class.Tier == tiers.Diskless {
+			classes[t.Topic] = placed.Class
+		}
+	}
+	missing, err := missingRights(ctx, cfg, cluster, classes)
+	if err != nil {
+		return nil, err
+	}
+	for i := range rows {
+		rows[i].Lacks = missing[rows[i].Topic]
 	}
 	if !logs {
 		return rows, nil
@@ -137,7 +152,15 @@ func printTopics(out io.Writer, rows []topicRow) error {
 		}
 		fmt.Fprintln(w)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if r.Lacks != "" {
+			fmt.Fprintf(out, "%s: %s\n", r.Topic, r.Lacks)
+		}
+	}
+	return nil
 }
 
 // shareOf the samples, for people.
