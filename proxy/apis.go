@@ -203,12 +203,11 @@ func (t *byKey) find(key int16) *API {
 // decodeRequest reads a request's body into req. Before a large one it waits for
 // what that may take; one that takes more than there is ends the connection.
 func (c *conn) decodeRequest(r *request, req kmsg.Request) error {
-	if n := len(r.in.b); n > smallFrame {
-		if most := c.p.decoded.max / requestFactor; int64(n) > most {
+	if n := len(r.in.b); n > readAhead {
+		if most := max(c.p.decoded.max/requestFactor, smallFrame); int64(n) > most {
 			return fmt.Errorf("%w: %d bytes of %s are more than the %d that are decoded; raise limits.request_memory_bytes, or send less at a time", errRefused, n, r.api.Name, most)
 		}
-		got, err := c.p.decoded.await(c.present, requestFactor*n, c.listener())
-		if r.decoded += got; err != nil {
+		if err := c.allow(r, requestFactor*n); err != nil {
 			return err
 		}
 	}
@@ -217,6 +216,14 @@ func (c *conn) decodeRequest(r *request, req kmsg.Request) error {
 		return wire.ErrMalformed
 	}
 	return nil
+}
+
+// allow waits until a request may take n bytes beside its frame, until it is
+// answered.
+func (c *conn) allow(r *request, n int) error {
+	got, err := c.p.decoded.await(c.present, n, c.listener())
+	r.decoded += got
+	return err
 }
 
 // replaceBody makes req what goes upstream in the place of the client's own

@@ -49,8 +49,9 @@ const (
 	// hydratedShare of the memory for answers, one in so many bytes, is for what
 	// comes in the place of placeholders and for answers that are encoded anew.
 	hydratedShare = 4
-	// decodedShare of the memory for requests, one byte in so many, is for large ones
-	// that are decoded, from then until they are answered.
+	// decodedShare of the memory for requests, one byte in so many, is for what
+	// they take beside their frames, from when they are read until they are answered:
+	// where they are decoded, or are about many partitions.
 	decodedShare = 8
 	// requestFactor is what a request may take when it is decoded, in times of its
 	// frame: a string of no bytes takes one byte in it and 16 here, and as much again

@@ -109,6 +109,9 @@ type passage struct {
 	run   *run
 }
 
+// passageBytes is about what a passage takes, and the lane that it opens.
+const passageBytes = 400
+
 func newCrossings() *crossings {
 	c := &crossings{seed: maphash.MakeSeed()}
 	for i := range c.shards {

@@ -110,8 +110,9 @@ func TestConnectionsShareWhatIsRememberedOfPartitions(t *testing.T) {
 	})
 }
 
-// Decoded, a request takes many times its frame.
-func TestLargeRequestsAreDecodedAsMemoryAllows(t *testing.T) {
+// Decoded, or noted by partition, a request takes many times its frame, until it is
+// answered.
+func TestRequestsTakeWhatMemoryAllows(t *testing.T) {
 	limits := proxy.Limits{MaxFrameBytes: 8 << 20, RequestBytes: 64 << 20}
 	configs := func(names int) *kmsg.DescribeConfigsRequest {
 		req := kmsg.NewPtrDescribeConfigsRequest()
@@ -121,46 +122,53 @@ func TestLargeRequestsAreDecodedAsMemoryAllows(t *testing.T) {
 		req.Resources = append(req.Resources, res)
 		return req
 	}
-	t.Run("each waits for what those before it take", func(t *testing.T) {
-		inBubble(t, limits, func(r *rig) {
-			const each = 5
-			var clients, brokers []*peer
-			for range 8 {
-				c, b := r.pair(on(false))
-				go func() {
-					for i := range int32(each) {
-						_, _ = c.Write(encode(i, configs(100_000)))
-					}
-				}()
-				clients, brokers = append(clients, c), append(brokers, b)
-			}
-			synctest.Wait()
-			held := r.labelled("sluice_proxy_frame_bytes", "direction", "decoded")
-			if held == 0 || held > float64(limits.RequestBytes/8) {
-				t.Errorf("%v bytes are allowed for", held)
-			}
-			if r.labelled("sluice_proxy_frame_waiting", "direction", "decoded") == 0 {
-				t.Error("nobody waits")
-			}
-			var all sync.WaitGroup
-			for k, c := range clients {
-				all.Go(func() {
-					for range each {
-						brokers[k].reply(configs(0))
-					}
-				})
-				all.Go(func() {
-					for i := range int32(each) {
-						c.expect(i)
-					}
-				})
-			}
-			all.Wait()
-			if held := r.labelled("sluice_proxy_frame_bytes", "direction", "decoded"); held != 0 {
-				t.Errorf("%v bytes are still allowed for", held)
-			}
+	many := produce(9, 1)
+	many.Topics = append(many.Topics, kmsg.NewProduceRequestTopic())
+	for i := range int32(10_000) {
+		many.Topics[0].Partitions = append(many.Topics[0].Partitions, kmsg.ProduceRequestTopicPartition{Partition: i, Records: []byte{1}})
+	}
+	for name, req := range map[string]kmsg.Request{"decoded": configs(100_000), "about many partitions": many} {
+		t.Run("each that is "+name+" waits for what those before it take", func(t *testing.T) {
+			inBubble(t, limits, func(r *rig) {
+				const each = 5
+				var clients, brokers []*peer
+				for range 8 {
+					c, b := r.pair(on(false))
+					go func() {
+						for i := range int32(each) {
+							_, _ = c.Write(encode(i, req))
+						}
+					}()
+					clients, brokers = append(clients, c), append(brokers, b)
+				}
+				synctest.Wait()
+				held := r.labelled("sluice_proxy_frame_bytes", "direction", "decoded")
+				if held == 0 || held > float64(limits.RequestBytes/8) {
+					t.Errorf("%v bytes are allowed for", held)
+				}
+				if r.labelled("sluice_proxy_frame_waiting", "direction", "decoded") == 0 {
+					t.Error("nobody waits")
+				}
+				var all sync.WaitGroup
+				for k, c := range clients {
+					all.Go(func() {
+						for range each {
+							brokers[k].reply(kmsg.RequestForKey(req.Key()))
+						}
+					})
+					all.Go(func() {
+						for i := range int32(each) {
+							c.expect(i)
+						}
+					})
+				}
+				all.Wait()
+				if held := r.labelled("sluice_proxy_frame_bytes", "direction", "decoded"); held != 0 {
+					t.Errorf("%v bytes are still allowed for", held)
+				}
+			})
 		})
-	})
+	}
 	t.Run("one that takes more than there is", func(t *testing.T) {
 		inBubble(t, limits, func(r *rig) {
 			c, b := r.pair(on(false))

@@ -89,6 +89,11 @@ func (c *conn) produce(r *request) error {
 	if view.Acks < 0 {
 		r.holds = time.Duration(view.TimeoutMillis) * time.Millisecond
 	}
+	if n := len(view.Partitions); n > maxVacant {
+		if err := c.allow(r, n*passageBytes); err != nil {
+			return err
+		}
+	}
 	sent := r.in.b
 	for _, p := range view.Partitions {
 		if p.From < p.To && c.p.opt.Payloads.Reserved(sent[p.From:p.To]) {

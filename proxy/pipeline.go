@@ -47,7 +47,7 @@ type request struct {
 	holds         time.Duration // Produce, Fetch, ShareFetch: the broker may take so long to begin with what comes after it
 	held          time.Duration // the same of any request, while the connection counts it
 
-	decoded  int      // bytes that it may take where it is decoded, until it is answered
+	decoded  int      // bytes that it may take beside its frame, until it is answered
 	hydrated int      // bytes of the answer that are held beside its frame
 	lent     []func() // to be called when it is written
 
