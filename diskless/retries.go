@@ -3,7 +3,10 @@ package diskless
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/fips140"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -19,13 +22,16 @@ import (
 // to another within minutes.
 type retries struct {
 	stored *lru.Cache[retryKey, storedBatch] // nil: nothing is remembered
-	hash   cipher.AEAD
+	// fingerprint is nil when nothing is remembered.
+	fingerprint func(batch []byte) fingerprint
 }
 
 // fingerprint is the GMAC of a batch under a key that nobody else has: who cannot
 // see it cannot make two batches that share one, any more than with SHA-256, which
 // takes as long as all else that is done with a batch. The nonce is always the
-// same, for what is compared must be; no fingerprint leaves the process.
+// same, for what is compared must be; no fingerprint leaves the process. Where
+// only what FIPS 140 approves may be used (GODEBUG=fips140=only), such a nonce is
+// not, and it is HMAC-SHA-256, cut to the same length.
 type fingerprint [16]byte
 
 type retryKey struct {
@@ -48,9 +54,21 @@ func newRetries(batches int) (*retries, error) {
 	if batches <= 0 {
 		return &retries{}, nil
 	}
-	var key [32]byte
-	_, _ = rand.Read(key[:]) // it never fails
-	block, err := aes.NewCipher(key[:])
+	key := make([]byte, 32)
+	_, _ = rand.Read(key) // it never fails
+	hash := hmacSHA256(key)
+	if !fips140.Enforced() {
+		var err error
+		if hash, err = gmac(key); err != nil {
+			return nil, err
+		}
+	}
+	stored, err := lru.New[retryKey, storedBatch](batches)
+	return &retries{stored, hash}, err
+}
+
+func gmac(key []byte) (func([]byte) fingerprint, error) {
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, err
 	}
@@ -58,13 +76,19 @@ func newRetries(batches int) (*retries, error) {
 	if err != nil {
 		return nil, err
 	}
-	stored, err := lru.New[retryKey, storedBatch](batches)
-	return &retries{stored, hash}, err
+	return func(b []byte) (sum fingerprint) {
+		hash.Seal(sum[:0], make([]byte, hash.NonceSize()), nil, b)
+		return sum
+	}, nil
 }
 
-func (r *retries) fingerprint(b []byte) (sum fingerprint) {
-	r.hash.Seal(sum[:0], make([]byte, r.hash.NonceSize()), nil, b)
-	return sum
+func hmacSHA256(key []byte) func([]byte) fingerprint {
+	return func(b []byte) (sum fingerprint) {
+		hash := hmac.New(sha256.New, key)
+		_, _ = hash.Write(b) // it never fails
+		copy(sum[:], hash.Sum(nil))
+		return sum
+	}
 }
 
 // identify fills in what a batch is recognized by.
