@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/proxy"
+	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
 // heap is what is in use when all is collected that can be, pools included.
@@ -180,4 +181,27 @@ func TestRequestsTakeWhatMemoryAllows(t *testing.T) {
 			}
 		})
 	})
+}
+
+// No broker leads as many partitions as these requests are about.
+func TestRequestsAboutTooManyPartitionsEndTheirConnection(t *testing.T) {
+	topics := fetchRequest(12, hot, 0, 1)
+	for range wire.MaxFetchPartitions {
+		topics.Topics = append(topics.Topics, kmsg.NewFetchRequestTopic())
+	}
+	many := produce(9, 1)
+	many.Topics = append(many.Topics, kmsg.NewProduceRequestTopic())
+	many.Topics[0].Partitions = make([]kmsg.ProduceRequestTopicPartition, wire.MaxProducePartitions+1)
+	for name, req := range map[string]kmsg.Request{
+		"Produce": many, "Fetch": fetchRequest(12, hot, wire.MaxFetchPartitions+1, 1), "Fetch of nothing of topics": topics,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, proxy.Limits{}, func(r *rig) {
+				c, b := r.pair(on(false))
+				go c.Write(encode(1, req))
+				c.closed()
+				b.silent("it is refused")
+			})
+		})
+	}
 }

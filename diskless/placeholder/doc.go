@@ -58,13 +58,7 @@
 //
 // A client's own batch must never be taken for a placeholder, so Reserved, on
 // Produce, refuses what Parse, on Fetch, would recognize. The two see different
-// bytes when the broker compresses anew, hence two rules. Reserved skips the
-// size bound for uncompressed batches (looking at record 0 costs nothing
-// there), and what Parse recognizes but Verify rejects is a placeholder only
-// when Shaped confirms the bound on the decompressed size. So a batch that
-// compresses well and merely begins like a placeholder stays data. What remains
-// is a writer who inflates a batch of empty records beyond the bound with
-// needless codec blocks, on a topic whose broker compresses anew: it makes an
-// offset of a topic that it may write to unreadable, and nobody sees foreign
-// bytes.
+// bytes when the broker compresses anew, hence two rules: Parse asks for the size
+// and the shape of a placeholder, Reserved for the header in record 0 alone, and
+// it refuses what is intact and yet unreadable here.
 package placeholder
