@@ -170,6 +170,32 @@ func TestRequestsTakeWhatMemoryAllows(t *testing.T) {
 			})
 		})
 	}
+	t.Run("answers that wait for one before them", func(t *testing.T) {
+		inBubble(t, limits, func(r *rig) {
+			c, b := r.pair(on(false))
+			const refused = 100
+			replica := fetchRequest(12, hot, 10_000, 1)
+			replica.ReplicaID = 1
+			go func() {
+				_, _ = c.Write(encode(0, heartbeat()))
+				for i := range int32(refused) {
+					_, _ = c.Write(encode(1+i, replica))
+				}
+			}()
+			correlation := b.received(heartbeat())
+			synctest.Wait()
+			if held := r.labelled("sluice_proxy_frame_bytes", "direction", "decoded"); held == 0 || held > float64(limits.RequestBytes/8) {
+				t.Errorf("%v bytes are allowed for", held)
+			}
+			if r.labelled("sluice_proxy_frame_waiting", "direction", "decoded") == 0 {
+				t.Error("no answer waits")
+			}
+			go b.respond(correlation, heartbeat().ResponseKind())
+			for i := range int32(1 + refused) {
+				c.expect(i)
+			}
+		})
+	})
 	t.Run("one that takes more than there is", func(t *testing.T) {
 		inBubble(t, limits, func(r *rig) {
 			c, b := r.pair(on(false))

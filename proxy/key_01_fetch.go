@@ -189,8 +189,7 @@ func (c *conn) fetch(r *request) error {
 		return err
 	}
 	if view.ReplicaID >= 0 {
-		c.refuseReplica(r, view)
-		return nil
+		return c.refuseReplica(r, view)
 	}
 	diskless, err := c.fetchesDiskless(view, r.version)
 	if err != nil {
@@ -311,7 +310,7 @@ func (c *conn) fetchesDiskless(view *wire.Fetch, version int16) (bool, error) {
 }
 
 // refuseReplica answers a Fetch that pretends to be a follower's.
-func (c *conn) refuseReplica(r *request, view *wire.Fetch) {
+func (c *conn) refuseReplica(r *request, view *wire.Fetch) error {
 	resp := kmsg.NewPtrFetchResponse()
 	for i, p := range view.Partitions {
 		if i == 0 || p.TopicID != view.Partitions[i-1].TopicID || !bytes.Equal(p.Topic, view.Partitions[i-1].Topic) {
@@ -327,6 +326,7 @@ func (c *conn) refuseReplica(r *request, view *wire.Fetch) {
 	}
 	c.warn().Msg("refused a Fetch in the name of a replica")
 	r.local = encodeResponse(r, resp)
+	return c.allow(r, len(r.local)) // it may have to wait for the answers before it
 }
 
 // hydration is one partition of an answer whose records may hold placeholders.
