@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -29,7 +30,8 @@ import (
 // targets.
 type Classes struct {
 	Targets []Target
-	Notes   []string // what was left out, where the proxy runs, what stays behind
+	Notes   []string // what was left out, where the proxy runs
+	Left    []string // what stays behind, where, and how it goes
 	Close   func()
 }
 
@@ -56,6 +58,7 @@ func FromConfig(ctx context.Context, cfg *config.Config, o ClassOptions) (*Class
 		return nil, err
 	}
 	out := &Classes{Close: func() {}}
+	defer func() { out.Left = staying(cfg, out.Targets) }()
 	out.Targets = append(out.Targets, Target{Name: "direct", Bootstrap: cfg.Kafka.Bootstrap, Note: "Kafka itself", Topic: DefaultTopic, TLS: opt.TLS, SASL: opt.SASL})
 	if !o.InProcess && answers(ctx, cfg.Listen.Bootstrap) {
 		through := Target{Bootstrap: []string{reachable(cfg.Listen.Bootstrap)}, SASL: opt.SASL}
@@ -113,6 +116,33 @@ func pick(cfg *config.Config, only []string) (out []tiers.Class, err error) {
 		return int(a.Linger-b.Linger)*2 + strings.Compare(a.Name, b.Name)
 	})
 	return append(out, diskless...), nil
+}
+
+// staying says what a run leaves in stores. It is not deleted here: objects hold
+// batches of other topics beside the benchmark's, and collectors know when none is
+// needed.
+func staying(cfg *config.Config, measured []Target) (out []string) {
+	for _, name := range slices.Sorted(maps.Keys(cfg.Stores)) {
+		var wrote, locked []string
+		for _, t := range measured {
+			switch c := cfg.Classes[t.Name]; {
+			case c.Tier != tiers.Diskless || c.Store != name:
+			case c.Audit:
+				locked = append(locked, c.Name)
+			default:
+				wrote = append(wrote, c.Name)
+			}
+		}
+		at := fmt.Sprintf("store %s, %s", name, cfg.Stores[name].URL)
+		if len(wrote) > 0 {
+			out = append(out, fmt.Sprintf("Objects of %s stay in %s. Nothing refers to them once the benchmark's topics are deleted; replicas delete them after gc.grace, %v, unless gc.enabled is false, or `sluice gc` with the same -c does when it is run now and then.",
+				strings.Join(wrote, ", "), at, cfg.GC.Grace))
+		}
+		if len(locked) > 0 {
+			out = append(out, fmt.Sprintf("Objects of %s stay in %s for good: audit objects are never deleted.", strings.Join(locked, ", "), at))
+		}
+	}
+	return out
 }
 
 func reachable(addr string) string {
@@ -329,6 +359,7 @@ topics: []
 		c.Targets[i].InProcess = true
 	}
 	c.Targets[0].Note = "embedded Kafka (kfake, which is not Apache Kafka), in this process"
+	c.Left = nil
 	c.Notes = []string{"Embedded: Kafka (kfake), file store, proxy and generator share this process. It shows how the tiers differ in kind, not how fast any of them is."}
 	stop := c.Close
 	c.Close = func() {

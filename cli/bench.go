@@ -69,8 +69,9 @@ or, for a look without any cluster, embedded parts:
   --embedded
 
 Each target gets topics of its own, sluice-bench-*, which are deleted at the end.
-Objects that a diskless class wrote stay in its store. The exit code is 1 when
-records were lost, doubled or changed, or a run did not take place.
+Objects that a diskless class wrote stay in its store until garbage collection
+finds that nothing refers to them; with -c it is said where. The exit code is 1
+when records were lost, doubled or changed, or a run did not take place.
 
 Workloads are files: --list shows the built-in ones, --print shows one to be
 copied and changed, --workload takes a name or a file.`,
@@ -205,11 +206,16 @@ func bench(cmd *cobra.Command, f benchFlags) error {
 		Targets: targets, Workload: work, Rounds: f.rounds, Client: f.client, Version: version(), Command: benchCommand(cmd), Price: benchPrice(&prices),
 		Progress: func(line string) { fmt.Fprintln(out, line) },
 	})
+	if err == nil {
+		rep.Notes = append(rep.Notes, classes.Notes...)
+		rep.Print(out)
+	}
+	for _, l := range classes.Left {
+		fmt.Fprintln(out, l)
+	}
 	if err != nil {
 		return err
 	}
-	rep.Notes = append(rep.Notes, classes.Notes...)
-	rep.Print(out)
 	if file := files[f.json]; file != nil {
 		if err := errors.Join(rep.WriteJSON(file), file.Close()); err != nil {
 			return fmt.Errorf("--json: %w", err)

@@ -202,7 +202,7 @@ func TestBenchUsesTheRunningProxy(t *testing.T) {
 	if len(seen) != 3 || seen["replay"] {
 		t.Errorf("measured %v", seen)
 	}
-	for _, want := range []string{"through the proxy that runs at", "Class replay is left out"} {
+	for _, want := range []string{"through the proxy that runs at", "Class replay is left out", "\nObjects of telemetry stay in store default, file://", "`sluice gc` with the same -c"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not in\n%s", want, out)
 		}
