@@ -226,6 +226,14 @@ func (c *conn) allow(r *request, n int) error {
 	return err
 }
 
+// forgo gives back what a request was allowed: nothing of it is kept.
+func (c *conn) forgo(r *request) {
+	if r.decoded > 0 {
+		c.p.decoded.release(r.decoded)
+		r.decoded = 0
+	}
+}
+
 // replaceBody makes req what goes upstream in the place of the client's own
 // frame, under the same header.
 func replaceBody(r *request, req kmsg.Request) {

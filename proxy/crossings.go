@@ -109,8 +109,13 @@ type passage struct {
 	run   *run
 }
 
-// passageBytes is about what a passage takes, and the lane that it opens.
-const passageBytes = 400
+const (
+	// passageBytes is about what a passage takes, and the lane that it opens.
+	passageBytes = 400
+	// batchShare of a request's bytes, in times of them, may be that without being
+	// counted: even small batches are larger, and nobody who sends some waits.
+	batchShare = 4
+)
 
 func newCrossings() *crossings {
 	c := &crossings{seed: maphash.MakeSeed()}

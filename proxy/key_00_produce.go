@@ -89,8 +89,8 @@ func (c *conn) produce(r *request) error {
 	if view.Acks < 0 {
 		r.holds = time.Duration(view.TimeoutMillis) * time.Millisecond
 	}
-	if n := len(view.Partitions); n > maxVacant {
-		if err := c.allow(r, n*passageBytes); err != nil {
+	if n := len(view.Partitions)*passageBytes - batchShare*len(r.in.b); n > readAhead {
+		if err := c.allow(r, n); err != nil {
 			return err
 		}
 	}
@@ -453,5 +453,5 @@ func (c *conn) refuseReserved(r *request, view *wire.Produce) error {
 		topic.Partitions = append(topic.Partitions, part)
 	}
 	r.local = encodeResponse(r, resp)
-	return nil
+	return c.allow(r, len(r.local)) // it may have to wait for the answers before it
 }

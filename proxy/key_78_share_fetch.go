@@ -58,6 +58,7 @@ func (c *conn) shareFetch(r *request) error {
 	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
+	defer c.forgo(r) // brokers may hold it for long
 	c.shareAs(&req.MemberID)
 	session := c.shares.session(req.GroupID, req.MemberID, req.ShareSessionEpoch)
 	refused := int16(0)

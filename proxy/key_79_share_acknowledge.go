@@ -13,6 +13,7 @@ func (c *conn) shareAcknowledge(r *request) error {
 	if err := c.decodeRequest(r, req); err != nil {
 		return err
 	}
+	defer c.forgo(r) // brokers may hold it for long
 	if c.shareAs(&req.MemberID) {
 		replaceBody(r, req)
 	}

@@ -209,10 +209,7 @@ func (c *conn) finish(r *request) {
 
 // settle notes that a request is no longer in flight.
 func (c *conn) settle(r *request) {
-	if r.decoded > 0 {
-		c.p.decoded.release(r.decoded)
-		r.decoded = 0
-	}
+	c.forgo(r)
 	if r.owed {
 		c.owed.Add(-1)
 		c.p.owed.Add(-1)
