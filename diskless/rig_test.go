@@ -219,6 +219,7 @@ func compress(codec int, b []byte) []byte {
 		return xerial.Encode(nil, b)
 	case wire.CodecLz4:
 		w := lz4.NewWriter(&out)
+		check(w.Apply(lz4.BlockSizeOption(lz4.Block64Kb), lz4.ChecksumOption(false))) // as Java clients do
 		check2(w.Write(b))
 		check(w.Close())
 	case wire.CodecZstd:

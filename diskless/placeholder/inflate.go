@@ -23,8 +23,9 @@ const (
 	// streamed, so it limits CPU time more than memory. Larger batches go inline
 	// and the broker judges them.
 	maxInflated = 64 << 20
-	// inflateWindow is what one Validate holds of a batch's uncompressed bytes.
-	inflateWindow = 32 << 10
+	// inflateWindow is what one Validate holds of a batch's uncompressed bytes: a
+	// block of plainLz4 behind the varint that the one before broke off in.
+	inflateWindow = plainLz4Block + minVarint
 	// maxZstdWindow bounds the history that a zstd frame may ask for. Levels
 	// up to 19 stay within it; the records of others go inline.
 	maxZstdWindow = 8 << 20
@@ -45,6 +46,7 @@ type inflater struct {
 
 	gzip   gzip.Reader
 	snappy snappyReader
+	plain  plainLz4Reader
 	lz4    *lz4.Reader
 	zstd   *zstd.Decoder
 }
@@ -80,6 +82,11 @@ func (f *inflater) reset(body []byte) error {
 		frame, ok := parseLz4Frame(body)
 		if !ok || !frame.kafka || frame.size(body) != len(body) {
 			return fmt.Errorf("lz4: %w", errFrame)
+		}
+		if bytes.HasPrefix(body, plainLz4) {
+			f.plain = plainLz4Reader{frame, body[frame.header:]}
+			f.Reader = &f.plain
+			return nil
 		}
 		if f.lz4 == nil {
 			f.lz4 = lz4.NewReader(nil)
@@ -117,10 +124,50 @@ func (f *inflater) end() error {
 func (f *inflater) release() {
 	f.in.Reset(nil)
 	f.snappy.release()
+	f.plain.rest = nil
 	if f.zstd != nil {
 		_ = f.zstd.Reset(nil) // lets go of the input; always nil for a nil reader
 	}
 	inflaters[f.codec].Put(f)
+}
+
+// plainLz4 starts the frames of Java clients and librdkafka: independent blocks of
+// plainLz4Block at most, neither checksums nor a size, and the header's own checksum.
+var plainLz4 = []byte{0x04, 0x22, 0x4D, 0x18, 0x60, 0x40, 0x82}
+
+const plainLz4Block = 64 << 10
+
+// plainLz4Reader reads a frame that was found whole and begins with plainLz4. It
+// decodes from the batch into the scanner's window; lz4.Reader copies before that and
+// after it.
+type plainLz4Reader struct {
+	frame lz4Frame
+	rest  []byte
+}
+
+// Read implements io.Reader, for those who have room for a block.
+func (r *plainLz4Reader) Read(p []byte) (n int, err error) {
+	if len(p) < plainLz4Block {
+		return 0, io.ErrShortBuffer
+	}
+	for n == 0 {
+		data, stored, rest, ok := r.frame.block(r.rest)
+		if !ok {
+			return 0, io.EOF
+		}
+		r.rest = rest
+		switch {
+		case len(data) > plainLz4Block:
+			return 0, lz4.ErrOptionInvalidBlockSize
+		case stored:
+			n = copy(p, data)
+		default:
+			if n, err = lz4.UncompressBlock(data, p[:plainLz4Block]); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return n, nil
 }
 
 // xerialHeader starts the framing of snappy-java, which Java clients,

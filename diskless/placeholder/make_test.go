@@ -54,6 +54,7 @@ func packings() []packing {
 		opts []lz4.Option
 	}{
 		{"lz4-64KiB", []lz4.Option{lz4.BlockSizeOption(lz4.Block64Kb)}},
+		{"lz4-java", []lz4.Option{lz4.BlockSizeOption(lz4.Block64Kb), lz4.ChecksumOption(false)}},
 		{"lz4-4MiB-checksums", []lz4.Option{lz4.BlockChecksumOption(true), lz4.BlockSizeOption(lz4.Block4Mb)}},
 		{"lz4-9", []lz4.Option{lz4.CompressionLevelOption(lz4.Level9), lz4.ChecksumOption(false)}},
 	} {
@@ -104,7 +105,7 @@ func codecs() []packing {
 	var out []packing
 	for _, p := range packings() {
 		switch p.name {
-		case "none", "gzip6", "snappy-xerial", "lz4-64KiB", "zstd-fast":
+		case "none", "gzip6", "snappy-xerial", "lz4-64KiB", "lz4-java", "zstd-fast":
 			out = append(out, p)
 		}
 	}

@@ -1,14 +1,18 @@
 package placeholder
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/proxy/wire"
@@ -166,6 +170,88 @@ func TestCompressedRecordsAreExactlyOneFrame(t *testing.T) {
 				t.Errorf("%s, %s: %v", p.name, c.name, err)
 			}
 		}
+	}
+}
+
+// What Java clients and librdkafka send is read by other code than the rest, and
+// comes to the same: whole, damaged, with blocks that decode to more than a block
+// may, are longer than one or empty.
+func TestPlainLz4IsReadAsTheLibraryReadsIt(t *testing.T) {
+	p := packing{}
+	for _, each := range packings() {
+		if each.name == "lz4-java" {
+			p = each
+		}
+	}
+	draw := rand.New(rand.NewPCG(7, 7))
+	noise := make([]byte, plainLz4Block+plainLz4Block/2)
+	for i := range noise {
+		noise[i] = byte(draw.Uint32())
+	}
+	frameOf := func(blocks ...[]byte) []byte {
+		return append(append(slices.Clone(plainLz4), slices.Concat(blocks...)...), 0, 0, 0, 0)
+	}
+	block := func(bit uint32, data []byte) []byte {
+		return append(binary.LittleEndian.AppendUint32(nil, uint32(len(data))|bit), data...)
+	}
+	compressed := func(data []byte) []byte {
+		out := make([]byte, lz4.CompressBlockBound(len(data)))
+		n, err := lz4.CompressBlock(data, out, nil)
+		must(err)
+		return block(0, out[:n])
+	}
+	const stored = 1 << 31
+	frames := [][]byte{
+		frameOf(),
+		frameOf(block(stored, nil)),
+		frameOf(block(stored, []byte("a")), block(stored, nil), block(stored, []byte("b"))),
+		frameOf(block(0, []byte{0}), block(stored, []byte("b"))),
+		frameOf(block(stored, noise[:plainLz4Block]), block(stored, noise[:9]), compressed(make([]byte, plainLz4Block))),
+		frameOf(block(stored, noise[:plainLz4Block+1])),
+		frameOf(block(0, noise[:plainLz4Block+1])),
+		frameOf(compressed(make([]byte, plainLz4Block+1))),
+	}
+	whole := 0
+	for _, records := range [][]byte{nil, noise, encodeRecords(telemetry(3, 60)), encodeRecords(telemetry(500, 500))} {
+		frame := p.pack(records)
+		if !bytes.HasPrefix(frame, plainLz4) {
+			t.Fatalf("it begins with %x", frame[:len(plainLz4)])
+		}
+		frames = append(frames, frame)
+		for range 400 {
+			damaged := slices.Clone(frame)
+			for range 1 + draw.IntN(2) {
+				at := len(plainLz4) + draw.IntN(min(len(frame)-len(plainLz4), 1+draw.IntN(len(frame))))
+				damaged[at] = byte(draw.Uint32())
+			}
+			frames = append(frames, damaged)
+		}
+	}
+	for _, frame := range frames {
+		want, wantErr := io.ReadAll(lz4.NewReader(bytes.NewReader(frame)))
+		f, err := newInflater(wire.CodecLz4, frame)
+		if err != nil {
+			continue // not exactly one frame
+		}
+		if f.Reader != &f.plain {
+			t.Fatal("it is read by the library")
+		}
+		var got []byte
+		for err == nil {
+			var n int
+			n, err = f.Read(f.window[:])
+			got = append(got, f.window[:n]...)
+		}
+		f.release()
+		if (err == io.EOF) != (wantErr == nil) || err == io.EOF && !bytes.Equal(got, want) {
+			t.Errorf("%d bytes and %v, want %d and %v, of %x", len(got), err, len(want), wantErr, frame[:min(len(frame), 40)])
+		}
+		if err == io.EOF {
+			whole++
+		}
+	}
+	if whole < 100 || whole > len(frames)-100 {
+		t.Errorf("%d of %d frames are whole", whole, len(frames))
 	}
 }
 
