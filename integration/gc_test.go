@@ -16,8 +16,10 @@ import (
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless"
+	"github.com/sluice-kafka/sluice/diskless/compactor"
 	"github.com/sluice-kafka/sluice/diskless/gc"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/diskless/segment"
 	"github.com/sluice-kafka/sluice/harness"
 )
 
@@ -151,6 +153,15 @@ func onDisk(t *testing.T) (objstore.Store, string) {
 	return store, fmt.Sprintf("{ url: %q }", "file://"+dir)
 }
 
+func onS3(t *testing.T, s3 *harness.S3, prefix string) (objstore.Store, string) {
+	t.Helper()
+	store, err := objstore.OpenS3(objstore.S3Options{Endpoint: s3.Endpoint, Region: s3.Region, Bucket: s3.Bucket, Prefix: prefix, AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, PathStyle: true, MaxConnections: 16})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store, s3Store(s3, prefix)
+}
+
 func TestGarbageIsCollected(t *testing.T) {
 	k := sharedKafka(t)
 	store, yaml := onDisk(t)
@@ -190,15 +201,75 @@ func TestGarbageIsCollected(t *testing.T) {
 	c.reads(k, yaml, kept, 0)
 }
 
+// TestLongStorageFollowsRetention: two topics whose retention.ms differs by half are written
+// into the same objects. When the records of the first are gone, so is what they took.
+func TestLongStorageFollowsRetention(t *testing.T) {
+	harness.Long(t)
+	k := sharedKafka(t)
+	store, yaml := onS3(t, harness.StartS3(t), "retained")
+	c := newCollecting(t, k, store, yaml)
+	c.cl = client(t, c.s.Bootstrap, kgo.ProducerBatchCompression(kgo.NoCompression()))
+	const day, days = "day-follows-telemetry", "days-follows-telemetry"
+	createTopic(t, c.s.Bootstrap, day, 1, "retention.ms", fmt.Sprint((20 * time.Hour).Milliseconds()))
+	createTopic(t, c.s.Bootstrap, days, 1, "retention.ms", fmt.Sprint((30 * time.Hour).Milliseconds()))
+	for range 3 {
+		c.write(100, day, days)
+		time.Sleep(time.Second) // the next one is of another window
+	}
+	time.Sleep(2 * time.Second)
+	compacting := compactor.New(compactor.Options{
+		Store: store, Name: "test", Retention: c.s.Cluster().Retention, Logger: c.opt.Logger,
+		Limits: compactor.Limits{Window: time.Second, MinAge: time.Second},
+	})
+	if err := compacting.Pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	payload := make(map[string]int64) // by topic
+	for key := range c.objects() {
+		body, err := store.Get(t.Context(), key, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries, err := diskless.ReadFooter(body, int64(len(body)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			payload[e.Topic] += int64(e.Length)
+		}
+	}
+	holds := func(when string, retained int64) {
+		t.Helper()
+		var stored int64
+		for range 10 {
+			c.passes(1)
+			stored = 0
+			for _, prefix := range []string{diskless.WALPrefix, segment.Prefix} {
+				if err := store.List(t.Context(), prefix, "", func(i objstore.Info) error { stored += i.Size; return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if float64(stored) <= 1.1*float64(retained) {
+				break
+			}
+		}
+		t.Logf("%s: %d bytes are stored for %d that are retained: %.3f", when, stored, retained, float64(stored)/float64(retained))
+		if float64(stored) > 1.1*float64(retained) {
+			t.Errorf("%s: more is stored than is retained", when)
+		}
+	}
+	holds("compacted", payload[day]+payload[days])
+	time.Sleep(2 * hasty.Margin)
+	c.passes(3)
+	c.truncate(day, int64(c.sent[day]))
+	holds("after the first topic's retention", payload[days])
+	c.reads(k, yaml, days, 0)
+}
+
 func TestLongGarbageCollection(t *testing.T) {
 	harness.Long(t)
 	k := harness.StartKafka(t, harness.KafkaOptions{})
-	s3 := harness.StartS3(t)
-	yaml := s3Store(s3, "garbage")
-	store, err := objstore.OpenS3(objstore.S3Options{Endpoint: s3.Endpoint, Region: s3.Region, Bucket: s3.Bucket, Prefix: "garbage", AccessKey: s3.AccessKey, SecretKey: s3.SecretKey, PathStyle: true, MaxConnections: 16})
-	if err != nil {
-		t.Fatal(err)
-	}
+	store, yaml := onS3(t, harness.StartS3(t), "garbage")
 	c := newCollecting(t, k, store, yaml)
 	const kept = "kept-telemetry"
 	topics := []string{kept, "cut-telemetry", "old-telemetry", "gone-telemetry", "anew-telemetry", "moved-telemetry", "aborted-telemetry", "anchor"}

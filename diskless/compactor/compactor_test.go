@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -748,10 +749,10 @@ func (c *counting) PutIfAbsent(ctx context.Context, key string, body []byte) err
 func TestRetention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := objstore.NewMemory()
-		topics := []string{"day", "day2", "forever", "gone", "hour", "week"}
+		topics := []string{"day", "day2", "day3", "forever", "gone", "hour", "week"}
 		fill(t, store, seeded(9), 10, 20, append(slices.Clone(topics), "day-large", "day-large", "day-large"), 4000)
 		time.Sleep(time.Hour)
-		kept := map[string]time.Duration{"day": 24 * time.Hour, "day2": 23 * time.Hour, "day-large": 24 * time.Hour, "forever": -1, "hour": time.Hour, "week": 7 * 24 * time.Hour}
+		kept := map[string]time.Duration{"day": 24 * time.Hour, "day2": 24*time.Hour - time.Minute, "day3": 30 * time.Hour, "day-large": 24 * time.Hour, "forever": -1, "hour": time.Hour, "week": 7 * 24 * time.Hour}
 		c := compactor.New(compactor.Options{
 			Store: store, Limits: compactor.Limits{SegmentBytes: 128 << 10}, Logger: zerolog.Nop(),
 			Retention: func(_ context.Context, asked []string) map[string]time.Duration {
@@ -793,7 +794,7 @@ func TestRetention(t *testing.T) {
 			}
 		}
 		slices.Sort(together)
-		if got, want := strings.Join(together, "; "), "forever forever; unknown gone; ≤1h hour; ≤256h week; ≤32h day day2; ≤32h day-large"; got != want {
+		if got, want := strings.Join(together, "; "), "forever forever; unknown gone; ≤1h hour; ≤256h week; ≤32h day day2; ≤32h day-large; ≤32h day3"; got != want {
 			t.Errorf("%s\nwant %s", got, want)
 		}
 	})
@@ -948,4 +949,44 @@ func gauge(t testing.TB, reg *prometheus.Registry, name string) float64 {
 	}
 	t.Fatalf("no %s", name)
 	return 0
+}
+
+// TestStoredAgainstRetained: what segments take for as long as anything in them is
+// retained, against what is retained of it. It is what a store holds against what Kafka
+// retains where all is written at an even pace.
+func TestStoredAgainstRetained(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		kept := map[string]time.Duration{}
+		for hours := 17; hours < 720; hours += 1 + hours/9 { // several in each bucket
+			kept[fmt.Sprintf("kept-%03dh", hours)] = time.Duration(hours)*time.Hour - time.Minute
+		}
+		store := objstore.NewMemory()
+		fill(t, store, seeded(5), 20, 60, slices.Sorted(maps.Keys(kept)), 4000)
+		time.Sleep(time.Hour)
+		c := compactor.New(compactor.Options{Store: store, Logger: zerolog.Nop(), Limits: compactor.Limits{Merge: time.Hour}, Retention: func(context.Context, []string) map[string]time.Duration { return kept }})
+		if err := c.Pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, level := range []segment.Level{segment.Level1, segment.Level2} {
+			var stored, retained float64
+			for _, m := range manifests(t, store, level) {
+				for n := range m.Segments {
+					f, err := m.ReadFooter(t.Context(), store, n)
+					if err != nil {
+						t.Fatal(err)
+					}
+					longest := time.Duration(0)
+					for e := range f.Entries() {
+						longest = max(longest, kept[e.Topic])
+						retained += float64(e.Length) * kept[e.Topic].Hours()
+					}
+					stored += float64(m.Segments[n].Size) * longest.Hours()
+				}
+			}
+			t.Logf("level %d: %.3f byte hours are stored for one that is retained", level, stored/retained)
+			if retained == 0 || stored > 1.1*retained {
+				t.Errorf("level %d: %.0f byte hours are stored for %.0f that are retained", level, stored, retained)
+			}
+		}
+	})
 }

@@ -25,20 +25,22 @@ type read struct {
 	entries []diskless.Entry
 }
 
-// kind of topics: only those of one bucket share segments.
-type kind struct {
+// lifetime is how long topics are kept: only those of one share segments, for a
+// segment takes its space until all in it is dead. Buckets alone would let one
+// half of it be dead for as long as it was needed.
+type lifetime struct {
 	bucket segment.Bucket
-	large  bool // it fills half a segment, and has segments of its own
+	step   uint8 // segment.StepOf
+}
+
+// kind of topics.
+type kind struct {
+	lifetime
+	large bool // it fills half a segment, and has segments of its own
 }
 
 func (k kind) compare(o kind) int {
-	if k.bucket == o.bucket && k.large != o.large {
-		if k.large {
-			return 1
-		}
-		return -1
-	}
-	return cmp.Compare(k.bucket, o.bucket)
+	return cmp.Or(cmp.Compare(k.bucket, o.bucket), cmp.Compare(k.step, o.step), cmp.Compare(count(k.large), count(o.large)))
 }
 
 // kinds sorts topics, given how many bytes each has.
@@ -49,9 +51,9 @@ func (c *Compactor) kinds(ctx context.Context, sizes map[string]int64) map[strin
 	}
 	kinds := make(map[string]kind, len(sizes))
 	for topic, size := range sizes {
-		k := kind{segment.Unknown, size >= c.limits.SegmentBytes/2}
+		k := kind{lifetime{bucket: segment.Unknown}, size >= c.limits.SegmentBytes/2}
 		if kept, ok := retention[topic]; ok {
-			k.bucket = segment.BucketOf(kept)
+			k.lifetime = lifetime{segment.BucketOf(kept), segment.StepOf(kept)}
 		}
 		kinds[topic] = k
 	}
@@ -295,7 +297,7 @@ type planner struct {
 func (p *planner) cut(k kind, topic string, all, length int64) (cut bool) {
 	switch {
 	case p.size == 0:
-	case k.bucket != p.bucket:
+	case k.lifetime != p.lifetime:
 		cut = true
 	case topic != p.topic:
 		cut = k.large || p.large || p.size+all > p.target

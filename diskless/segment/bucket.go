@@ -28,6 +28,18 @@ func BucketOf(retention time.Duration) Bucket {
 	return Bucket(bits.Len64(uint64((retention - 1) / time.Hour)))
 }
 
+// StepOf divides the bucket of a retention.ms into at most 16 steps, of an hour or
+// more: of two times in one step of one bucket, one is longer by at most a 16th or
+// an hour. It is for who writes segments; manifests do not tell it.
+func StepOf(retention time.Duration) uint8 {
+	b := BucketOf(retention)
+	if b == 0 || b == Forever {
+		return 0
+	}
+	shorter := time.Hour << (b - 1) // than all of the bucket
+	return uint8((retention - shorter - 1) / max(shorter/16, time.Hour))
+}
+
 func (b Bucket) String() string {
 	switch b {
 	case Unknown:

@@ -188,6 +188,29 @@ func TestBuckets(t *testing.T) {
 	}
 }
 
+// TestSteps: of two times in one step of a bucket, one is longer by at most a 16th, or
+// an hour; and a bucket has no more than 16.
+func TestSteps(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		a := time.Duration(rapid.Int64Range(0, math.MaxInt64).Draw(rt, "a") >> rapid.IntRange(0, 30).Draw(rt, "shorter"))
+		b := a + time.Duration(rapid.Int64Range(0, min(int64(a/4), math.MaxInt64-int64(a))).Draw(rt, "more"))
+		if StepOf(a) > 15 || StepOf(b) > 15 {
+			rt.Fatalf("%v is in step %d, %v in step %d", a, StepOf(a), b, StepOf(b))
+		}
+		if BucketOf(a) == BucketOf(b) && (StepOf(a) > StepOf(b) || StepOf(a) == StepOf(b) && b-a > max(a/16, time.Hour)) {
+			rt.Fatalf("%v is in step %d, %v in step %d", a, StepOf(a), b, StepOf(b))
+		}
+	})
+	for _, c := range []struct {
+		d    time.Duration
+		want uint8
+	}{{-1, 0}, {0, 0}, {time.Hour, 0}, {2 * time.Hour, 0}, {16*time.Hour + 1, 0}, {17 * time.Hour, 0}, {17*time.Hour + 1, 1}, {24 * time.Hour, 7}, {32 * time.Hour, 15}, {math.MaxInt64, 3}} {
+		if got := StepOf(c.d); got != c.want {
+			t.Errorf("%v: step %d, want %d", c.d, got, c.want)
+		}
+	}
+}
+
 // drawSegment is a segment of random batches, with its entries.
 func drawSegment(rt *rapid.T) ([]byte, []Entry) {
 	objects := rapid.SliceOfNDistinct(rapid.Custom(func(rt *rapid.T) ulid.ULID {
