@@ -104,7 +104,7 @@ func (t *Tier) verify(ctx context.Context, tp tiers.TopicPartition, b wire.Batch
 		return nil, t.refuse(tp, b, "wrong signature", errors.New("it was not made for this topic, partition and batch: "+
 			"somebody wrote it to Kafka behind sluice's back, or the log was copied from another topic or cluster"))
 	}
-	return &storedPiece{tier: t, writer: w, tp: tp, batch: b, ref: signed.Ref}, nil
+	return &storedPiece{tier: t, writer: w, tp: tp, batch: b, base: b.BaseOffset(), ref: signed.Ref}, nil
 }
 
 func (t *Tier) refuse(tp tiers.TopicPartition, b wire.Batch, reason string, err error) error {
@@ -195,6 +195,7 @@ type storedPiece struct {
 	writer *writer
 	tp     tiers.TopicPartition
 	batch  wire.Batch // the placeholder
+	base   int64      // its offset
 	ref    placeholder.Ref
 	at     place // in a segment, when Gather has found it there
 }

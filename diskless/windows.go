@@ -217,7 +217,7 @@ func (p *storedPiece) fellBack(ctx context.Context, at place, err error) {
 	}
 	t.avoid(indexName(p.writer, in.manifest, in.number), err)
 	t.metrics.fallbacks.WithLabelValues(reason).Inc()
-	if reason == "corrupt" && t.complaints.allow(complaint{p.tp, p.batch.BaseOffset(), "segment"}) {
+	if reason == "corrupt" && t.complaints.allow(complaint{p.tp, p.base, "segment"}) {
 		t.log.Error().Err(err).Str("store", p.writer.name).Str("object", in.manifest.Key(in.number)).Str("wal_object", ObjectKey(p.ref.Object, false)).
 			Msg("a segment does not hold what its footer says; the WAL object is read instead, while it is there: run sluice fsck")
 	}

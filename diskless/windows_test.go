@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -765,6 +766,34 @@ func TestIndexesAccounting(t *testing.T) {
 			if held != x.bytes || held > x.max {
 				rt.Fatalf("holds %d, says %d, of %d", held, x.bytes, x.max)
 			}
+		}
+	})
+}
+
+// A reader whose answer has gone waits on: what it was given is others' by now.
+func TestWhoWaitsOnLooksAtNoRecords(t *testing.T) {
+	inBubble(t, Limits{}, func(t *testing.T, r *rig) {
+		all := r.history(1, 2, 4000)
+		compacted(t, r.memory, segment.Level1, listed(t, r.memory, WALPrefix)...)
+		reader := r.another(Limits{})
+		pieces, _, err := reader.Resolve(t.Context(), all[0].tp, plain.appends(all[0].placeholder()), math.MaxInt, -1)
+		if err != nil || len(pieces) != 1 {
+			t.Fatal(pieces, err)
+		}
+		read := map[string]bool{}
+		r.faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+			if op != objstore.OpGet || !strings.HasPrefix(key, segment.DataPrefix) {
+				return objstore.Fault{}
+			}
+			if !read[key] { // the footer, then the payload
+				read[key] = true
+				return objstore.Fault{}
+			}
+			return objstore.Fault{Err: errors.New("strange")}
+		})
+		pieces[0].(*storedPiece).batch = nil
+		if err := pieces[0].Await(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 }
