@@ -245,6 +245,14 @@ func (b *bar) show(done, of int64, text string) {
 	b.shown = true
 }
 
+// say is show where it is not known how much there is to do.
+func (b *bar) say(text string) {
+	if b != nil {
+		fmt.Fprintf(b.out, "\r\x1b[K%s", text)
+		b.shown = true
+	}
+}
+
 func (b *bar) clear() {
 	if b != nil && b.shown {
 		fmt.Fprint(b.out, "\r\x1b[K")

@@ -5,17 +5,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/dustin/go-humanize"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/diskless/gc"
@@ -90,22 +87,15 @@ type gcResult struct {
 }
 
 func (g *gcRun) run(ctx context.Context) error {
-	opt, err := server.ClusterOptions(g.cfg, g.log, prometheus.NewRegistry())
+	access, err := upkeep.OpenCluster(ctx, g.cfg)
 	if err != nil {
 		return err
 	}
-	cluster, err := lowlatency.New(opt)
-	if err != nil {
-		return err
-	}
-	defer cluster.Close()
-	if err := cluster.Refresh(ctx); err != nil {
-		return fmt.Errorf("%w; `sluice check --live` looks closer", err)
-	}
+	defer access.Close()
 	var results []gcResult
 	failed := false
 	for _, name := range slices.Sorted(maps.Keys(g.cfg.Stores)) {
-		r := g.store(ctx, name, cluster)
+		r := g.store(ctx, name, access.Cluster)
 		failed = failed || r.Error != ""
 		results = append(results, r)
 		if !g.json {
@@ -113,7 +103,7 @@ func (g *gcRun) run(ctx context.Context) error {
 		}
 	}
 	if g.cfg.Retention.Enabled {
-		r := g.retention(ctx)
+		r := g.retention(ctx, access)
 		failed = failed || r.Error != ""
 		results = append(results, r)
 		if !g.json {
@@ -142,9 +132,13 @@ func (g *gcRun) store(ctx context.Context, name string, cluster *lowlatency.Clus
 	}
 	opt := server.CollectorOptions(g.cfg.GC, name, objstore.NewRetrying(store, 3), cluster, g.log)
 	opt.Concurrency, opt.DryRun, opt.AcceptGone = gcGets, g.dryRun, g.acceptGone
-	progress := newGCProgress(g.errs, name)
+	bar := newBar(g.errs)
+	looked, shown := 0, time.Now()
 	opt.Explain = func(o gc.Object) {
-		progress.note()
+		if looked++; time.Since(shown) > 200*time.Millisecond {
+			shown = time.Now()
+			bar.say(fmt.Sprintf("store %s: %d objects looked at", name, looked))
+		}
 		switch {
 		case !g.dryRun:
 		case g.json:
@@ -154,7 +148,7 @@ func (g *gcRun) store(ctx context.Context, name string, cluster *lowlatency.Clus
 		}
 	}
 	result.Report, err = gc.New(opt).Pass(ctx)
-	progress.end()
+	bar.clear()
 	if err != nil {
 		result.Error = err.Error()
 	}
@@ -162,8 +156,8 @@ func (g *gcRun) store(ctx context.Context, name string, cluster *lowlatency.Clus
 }
 
 // retention cuts logs to retention.bytes, or says what it would cut.
-func (g *gcRun) retention(ctx context.Context) gcResult {
-	r, err := g.cut(ctx)
+func (g *gcRun) retention(ctx context.Context, access *upkeep.Access) gcResult {
+	r, err := g.cut(ctx, access)
 	result := gcResult{Retention: r}
 	if err != nil {
 		result.Error = err.Error()
@@ -171,16 +165,14 @@ func (g *gcRun) retention(ctx context.Context) gcResult {
 	return result
 }
 
-func (g *gcRun) cut(ctx context.Context) (*retention.Report, error) {
+func (g *gcRun) cut(ctx context.Context, access *upkeep.Access) (*retention.Report, error) {
 	rules, err := router.New(g.cfg.Rules, g.cfg.Classes, g.cfg.DefaultClass)
 	if err != nil {
 		return nil, err
 	}
-	access, err := upkeep.Open(ctx, g.cfg)
-	if err != nil {
+	if err := access.OpenStores(ctx, g.cfg); err != nil {
 		return nil, err
 	}
-	defer access.Close()
 	opt := server.RetentionOptions(g.cfg.Retention, access.Cluster, access.Tier, func() *router.Router { return rules })
 	opt.DryRun = g.dryRun
 	return retention.New(opt).Pass(ctx)
@@ -262,35 +254,5 @@ func (g *gcRun) print(r gcResult) {
 	}
 	if r.Error != "" {
 		fmt.Fprintln(g.errs, "sluice:", r.Error)
-	}
-}
-
-// gcProgress counts on a terminal.
-type gcProgress struct {
-	out   io.Writer // nil when nobody looks
-	store string
-	n     int
-	shown time.Time
-}
-
-func newGCProgress(out io.Writer, store string) *gcProgress {
-	p := &gcProgress{store: store}
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.out = out
-	}
-	return p
-}
-
-func (p *gcProgress) note() {
-	p.n++
-	if p.out != nil && time.Since(p.shown) > 200*time.Millisecond {
-		p.shown = time.Now()
-		fmt.Fprintf(p.out, "\rstore %s: %d objects looked at\x1b[K", p.store, p.n)
-	}
-}
-
-func (p *gcProgress) end() {
-	if p.out != nil && !p.shown.IsZero() {
-		fmt.Fprint(p.out, "\r\x1b[K")
 	}
 }

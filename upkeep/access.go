@@ -50,15 +50,19 @@ const (
 // Open reaches the cluster and the stores of a configuration. It writes nothing:
 // a prefix that no replica has claimed is an error.
 func Open(ctx context.Context, cfg *config.Config) (*Access, error) {
-	return open(ctx, cfg, cfg.Stores)
+	a, err := OpenCluster(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.OpenStores(ctx, cfg); err != nil {
+		a.Close()
+		return nil, err
+	}
+	return a, nil
 }
 
 // OpenCluster is Open without the stores, for who looks at logs only.
 func OpenCluster(ctx context.Context, cfg *config.Config) (*Access, error) {
-	return open(ctx, cfg, nil)
-}
-
-func open(ctx context.Context, cfg *config.Config, used map[string]config.Store) (*Access, error) {
 	opt, err := server.ClusterOptions(cfg, zerolog.Nop(), prometheus.NewRegistry())
 	if err != nil {
 		return nil, err
@@ -71,22 +75,31 @@ func open(ctx context.Context, cfg *config.Config, used map[string]config.Store)
 		cluster.Close()
 		return nil, fmt.Errorf("asking %s: %w; `sluice check --live` looks closer", strings.Join(cfg.Kafka.Bootstrap, ", "), err)
 	}
+	a, err := NewAccess(cluster, nil)
+	if err != nil {
+		cluster.Close()
+	}
+	return a, err
+}
+
+// OpenStores reaches the stores, for what OpenCluster has opened.
+func (a *Access) OpenStores(ctx context.Context, cfg *config.Config) error {
 	stores, locks := map[string]diskless.StoreHandle{}, map[string]StoreLock{}
-	for name, st := range used {
-		h, lock, err := openStore(ctx, st, cluster.ClusterID())
+	for name, st := range cfg.Stores {
+		h, lock, err := openStore(ctx, st, a.Cluster.ClusterID())
 		if err != nil {
-			cluster.Close()
-			return nil, fmt.Errorf("store %s: %w", name, err)
+			return fmt.Errorf("store %s: %w", name, err)
 		}
 		stores[name], locks[name] = h, lock
 	}
-	a, err := NewAccess(cluster, stores)
+	with, err := NewAccess(a.Cluster, stores)
 	if err != nil {
-		cluster.Close()
-		return nil, err
+		return err
 	}
-	a.Locks = locks
-	return a, nil
+	a.closeTier()
+	with.Locks = locks
+	*a = *with
+	return nil
 }
 
 func openStore(ctx context.Context, st config.Store, clusterID string) (h diskless.StoreHandle, lock StoreLock, err error) {
@@ -122,10 +135,14 @@ func newAccess(cluster *lowlatency.Cluster, stores map[string]diskless.StoreHand
 
 // Close lets go of everything.
 func (a *Access) Close() {
+	a.closeTier()
+	a.Cluster.Close()
+}
+
+func (a *Access) closeTier() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_ = a.Tier.Close(ctx)
-	a.Cluster.Close()
 }
 
 // storeNames in order.
