@@ -161,7 +161,7 @@ func answers(ctx context.Context, addr string) bool {
 
 // running finds names that the rules of the file send to each class.
 func (c *Classes) running(cfg *config.Config, classes []tiers.Class, streams []string, through Target) error {
-	routes, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	routes, err := cfg.Router()
 	if err != nil {
 		return err
 	}

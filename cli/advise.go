@@ -126,7 +126,7 @@ type adviser struct {
 
 func (a *adviser) use(cfg *config.Config) (err error) {
 	a.model.Classes, a.model.EarlyPuts = cfg.Classes, float64(cfg.Limits.PutsPerSecond)
-	a.router, err = router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	a.router, err = cfg.Router()
 	return err
 }
 

@@ -161,7 +161,7 @@ func newDrain() *cobra.Command {
 }
 
 func drain(ctx context.Context, cfg *config.Config, topics []router.Pattern, exact bool, fetches float64) ([]drainRow, error) {
-	routes, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	routes, err := cfg.Router()
 	if err != nil {
 		return nil, err
 	}

@@ -166,7 +166,7 @@ func (g *gcRun) retention(ctx context.Context, access *upkeep.Access) gcResult {
 }
 
 func (g *gcRun) cut(ctx context.Context, access *upkeep.Access) (*retention.Report, error) {
-	rules, err := router.New(g.cfg.Rules, g.cfg.Classes, g.cfg.DefaultClass)
+	rules, err := g.cfg.Router()
 	if err != nil {
 		return nil, err
 	}

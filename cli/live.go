@@ -21,7 +21,6 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/diskcache"
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/lowlatency"
-	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/server"
 	"github.com/sluice-kafka/sluice/tiers"
 )
@@ -226,7 +225,7 @@ func checkQuotas(ctx context.Context, r *report, cfg *config.Config, cluster *lo
 
 func checkTopics(ctx context.Context, r *report, cfg *config.Config, cluster *lowlatency.Cluster, adm *kadm.Client) {
 	const what = "topics"
-	routes, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	routes, err := cfg.Router()
 	if err != nil {
 		r.line(fail, what, err.Error())
 		return

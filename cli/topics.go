@@ -15,7 +15,6 @@ import (
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/lowlatency"
-	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/server"
 	"github.com/sluice-kafka/sluice/tiers"
 )
@@ -77,7 +76,7 @@ type topicRow struct {
 const looksAtATime = 16
 
 func listTopics(ctx context.Context, cfg *config.Config, logs bool) ([]topicRow, error) {
-	r, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
+	r, err := cfg.Router()
 	if err != nil {
 		return nil, err
 	}

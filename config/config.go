@@ -43,6 +43,11 @@ type Config struct {
 	Log          Log
 }
 
+// Router is the routing that the file describes.
+func (c *Config) Router() (*router.Router, error) {
+	return router.New(c.Rules, c.Classes, c.DefaultClass)
+}
+
 // Kafka is how sluice itself reaches the user's cluster: to dial brokers for
 // its clients, and for its own background client.
 type Kafka struct {

@@ -62,7 +62,7 @@ func TestTheIssuesExample(t *testing.T) {
 	if !reflect.DeepEqual(cfg, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", cfg, want)
 	}
-	if _, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass); err != nil {
+	if _, err := cfg.Router(); err != nil {
 		t.Error("the router does not take it:", err)
 	}
 }
@@ -411,7 +411,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		if _, err := router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass); err != nil {
+		if _, err := cfg.Router(); err != nil {
 			t.Fatal("a configuration that the router refuses:", err)
 		}
 		if _, applied, waiting, err := Reload(cfg, cfg); err != nil || len(applied)+len(waiting) > 0 {

@@ -115,23 +115,32 @@ func (c *Cluster) EpochEnd(ctx context.Context, l Log, epoch int32) (known int32
 // Fetch returns what a log holds from an offset on, at least one batch when
 // there is one, as the bytes that the broker stores.
 func (c *Cluster) Fetch(ctx context.Context, l Log, offset int64, maxBytes int32) ([]byte, error) {
-	f, err := c.fetch(ctx, l, offset, maxBytes, false)
+	f, err := c.FetchAll(ctx, l, offset, maxBytes)
 	return f.Records, err
 }
 
 // FetchAll is Fetch with what else the leader says. An offset that the log no
 // longer holds, or not yet, is kerr.OffsetOutOfRange.
 func (c *Cluster) FetchAll(ctx context.Context, l Log, offset int64, maxBytes int32) (Fetched, error) {
-	return c.fetch(ctx, l, offset, maxBytes, false)
+	f, _, err := c.fetch(ctx, l.led(), offset, maxBytes, false)
+	return f, err
 }
 
 // FetchCommitted is FetchAll up to the last stable offset, with the transactions
 // among them that were aborted: what a consumer of isolation read_committed gets.
 func (c *Cluster) FetchCommitted(ctx context.Context, l Log, offset int64, maxBytes int32) (Fetched, error) {
-	return c.fetch(ctx, l, offset, maxBytes, true)
+	f, _, err := c.fetch(ctx, l.led(), offset, maxBytes, true)
+	return f, err
 }
 
-func (c *Cluster) fetch(ctx context.Context, l Log, offset int64, maxBytes int32, committed bool) (f Fetched, err error) {
+// led is a log whose leader may have any epoch.
+func (l Log) led() tiers.LedLog {
+	return tiers.LedLog{TopicPartition: tiers.TopicPartition{Topic: l.Topic, Partition: l.Partition}, ID: l.ID, Leader: l.Leader, Epoch: -1, Start: l.Start}
+}
+
+// fetch also returns the version of Fetch: below fetchIDs, the answer may be about
+// another topic of the same name.
+func (c *Cluster) fetch(ctx context.Context, l tiers.LedLog, offset int64, maxBytes int32, committed bool) (f Fetched, version int16, err error) {
 	req := kmsg.NewPtrFetchRequest()
 	req.MinBytes, req.MaxBytes, req.MaxWaitMillis = 0, maxBytes, 0
 	if committed {
@@ -140,26 +149,29 @@ func (c *Cluster) fetch(ctx context.Context, l Log, offset int64, maxBytes int32
 	t := kmsg.NewFetchRequestTopic()
 	t.Topic, t.TopicID = l.Topic, l.ID
 	p := kmsg.NewFetchRequestTopicPartition()
-	p.Partition, p.FetchOffset, p.PartitionMaxBytes = l.Partition, offset, maxBytes
+	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch = l.Partition, offset, maxBytes, l.Epoch
 	t.Partitions = append(t.Partitions, p)
 	req.Topics = append(req.Topics, t)
 	resp, err := req.RequestWith(ctx, c.client.Broker(int(l.Leader)))
 	if err == nil {
 		err = kerr.ErrorForCode(resp.ErrorCode)
 	}
-	if err == nil && (len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1) {
+	if err == nil && (len(resp.Topics) != 1 || len(resp.Topics[0].Partitions) != 1 || resp.Version >= fetchIDs && resp.Topics[0].TopicID != l.ID) {
 		err = errors.New("the broker's answer is about something else")
 	}
 	if err == nil {
 		err = kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
 	}
+	if errors.Is(err, kerr.TopicAuthorizationFailed) {
+		err = fmt.Errorf("sluice's principal needs READ on the topic: %w", err)
+	}
 	if err != nil {
-		return f, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
+		return f, 0, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
 	}
 	got := resp.Topics[0].Partitions[0]
 	f = Fetched{Records: got.RecordBatches, Start: got.LogStartOffset, End: got.HighWatermark, Stable: got.LastStableOffset}
 	for _, a := range got.AbortedTransactions {
 		f.Aborted = append(f.Aborted, Aborted{a.ProducerID, a.FirstOffset})
 	}
-	return f, nil
+	return f, resp.Version, nil
 }

@@ -149,35 +149,16 @@ func (c *Cluster) Led(ctx context.Context, topics []string) ([]tiers.LedLog, err
 // FetchLed returns what a log holds from an offset on, below the high watermark.
 // Another leader, another epoch or another topic of that name is an error.
 func (c *Cluster) FetchLed(ctx context.Context, l tiers.LedLog, offset int64, maxBytes int32) (s tiers.Stretch, err error) {
-	req := kmsg.NewPtrFetchRequest()
-	req.MinBytes, req.MaxBytes, req.MaxWaitMillis = 0, maxBytes, 0
-	t := kmsg.NewFetchRequestTopic()
-	t.Topic, t.TopicID = l.Topic, l.ID
-	p := kmsg.NewFetchRequestTopicPartition()
-	p.Partition, p.FetchOffset, p.PartitionMaxBytes, p.CurrentLeaderEpoch = l.Partition, offset, maxBytes, l.Epoch
-	t.Partitions = append(t.Partitions, p)
-	req.Topics = append(req.Topics, t)
-	resp, err := askBroker(ctx, c.client, l.Leader, req, (*kmsg.FetchRequest).RequestWith)
-	if err == nil {
-		err = kerr.ErrorForCode(resp.ErrorCode)
-	}
-	if err == nil && resp.Version < fetchIDs {
-		err = fmt.Errorf("it is too old: Fetch v%d has no topic ids, sluice needs Kafka 3.1 or later here", resp.Version)
-	}
-	if err == nil && (len(resp.Topics) != 1 || resp.Topics[0].TopicID != l.ID || len(resp.Topics[0].Partitions) != 1) {
-		err = errors.New("the broker's answer is about something else")
-	}
-	if err == nil {
-		err = kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
-	}
-	if errors.Is(err, kerr.TopicAuthorizationFailed) {
-		err = fmt.Errorf("sluice's principal needs READ on the topic: %w", err)
+	ctx, cancel := context.WithTimeout(ctx, surveyTimeout)
+	defer cancel()
+	f, version, err := c.fetch(ctx, l, offset, maxBytes, false)
+	if err == nil && version < fetchIDs {
+		err = fmt.Errorf("%s-%d: its leader is too old: Fetch v%d has no topic ids, sluice needs Kafka 3.1 or later here", l.Topic, l.Partition, version)
 	}
 	if err != nil {
-		return s, fmt.Errorf("%s-%d at offset %d: %w", l.Topic, l.Partition, offset, err)
+		return s, err
 	}
-	got := resp.Topics[0].Partitions[0]
-	return tiers.Stretch{Records: got.RecordBatches, End: got.HighWatermark}, nil
+	return tiers.Stretch{Records: f.Records, End: f.End}, nil
 }
 
 // Continues reports whether a leader's log has the same batches below an offset

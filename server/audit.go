@@ -287,7 +287,7 @@ func (a *Audit) Close() {
 
 // Archive brings the chains of all audit topics, or of some, up to their logs' ends.
 func (a *Audit) Archive(ctx context.Context, topics ...string) ([]audit.Seen, error) {
-	routes, err := routerOf(a.cfg)
+	routes, err := a.cfg.Router()
 	if err != nil {
 		return nil, err
 	}

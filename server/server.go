@@ -89,7 +89,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			_ = s.Shutdown(ctx)
 		}
 	}()
-	rules, err := routerOf(cfg)
+	rules, err := cfg.Router()
 	if err != nil {
 		return nil, err
 	}
@@ -242,10 +242,6 @@ func (s *Server) background(work func()) {
 	}()
 }
 
-func routerOf(cfg *config.Config) (*router.Router, error) {
-	return router.New(cfg.Rules, cfg.Classes, cfg.DefaultClass)
-}
-
 // Reload puts in force what of next can change without a restart: topics,
 // classes and default_class; the next batch of every topic is routed by it. (The
 // log level is the logger's owner's to change.) applied and waiting name the
@@ -257,7 +253,7 @@ func (s *Server) Reload(next *config.Config) (applied, waiting []string, err err
 	if err != nil {
 		return nil, nil, err
 	}
-	changed, err := routerOf(merged)
+	changed, err := merged.Router()
 	if err != nil {
 		return nil, nil, err
 	}
