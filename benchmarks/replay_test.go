@@ -59,8 +59,11 @@ type replayed struct {
 	compactPuts             float64
 	compactCPU              float64 // seconds for a GB
 	raw, direct, sluice     []replayRun
-	idle                    [][2][]float64 // ms that control records took beside nothing
+	idle                    []controlTimes // ms that control records took beside nothing
 }
+
+// controlTimes are of each of controlWays.
+type controlTimes [len(controlWays)][]float64
 
 type replayRun struct {
 	mb         float64      // a second
@@ -68,7 +71,7 @@ type replayRun struct {
 	busy       float64      // the machine, 0 to 1
 	gets       float64      // for a GB, with what leads to segments
 	read       float64      // bytes for a byte given
-	control    [2][]float64 // ms, through the replica and to the broker
+	control    controlTimes // ms
 	replicaMax float64      // resident bytes
 	turn       float64      // ms that a thread of the replica waited for a CPU, each time it could run
 	queued     float64      // ms, p99, that work of the replica waited for one of its threads
@@ -87,6 +90,8 @@ func TestLongReplayBesideRawGets(t *testing.T) {
 	s3 := harness.StartS3(t)
 	lineAddr := fmt.Sprintf("127.0.0.1:%d", harness.Ports(t, 1))
 	startRelay(t, "line", lineAddr, strings.TrimPrefix(s3.Endpoint, "http://"))
+	copying := fmt.Sprintf("127.0.0.1:%d", harness.Ports(t, 1))
+	startRelay(t, "copy", copying, k.Bootstrap()[0])
 	client, err := kgo.NewClient(kgo.SeedBrokers(k.Bootstrap()...))
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +121,7 @@ func TestLongReplayBesideRawGets(t *testing.T) {
 		makeTopic(t, admin, topic, int32(*replayPartitions))
 		t.Run(store, func(t *testing.T) { r.ingest(t, k, write, topic, batch) })
 		for round := range *replayRounds {
-			t.Run(fmt.Sprint(store, round), func(t *testing.T) { r.round(t, k, read, topic, batch, round) })
+			t.Run(fmt.Sprint(store, round), func(t *testing.T) { r.round(t, k, copying, read, topic, batch, round) })
 		}
 		if t.Failed() {
 			return
@@ -225,27 +230,27 @@ func list(t *testing.T, store objstore.Store, prefix string, fn func(objstore.In
 
 // round replays through a replica that has just started, by raw GETs and from
 // Kafka, in turns.
-func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, batch []byte, round int) {
+func (r *replayed) round(t *testing.T, k *harness.Kafka, relay, store, topic string, batch []byte, round int) {
 	s := startSluice(t, k, replayConfig(store))
 	opened, _ := openReplayStore(t, s.config)
 	size := replayLoad(topic, batch).bytes()
-	control := startControls(t, s, k)
+	control := startControls(t, s, k, relay)
 	time.Sleep(*replayControl)
 	r.idle = append(r.idle, control.end())
 
 	routes := []func(){
 		func() {
-			run := measure(t, s, k, size, func() { readRaw(t, opened) })
+			run := measure(t, s, k, relay, size, func() { readRaw(t, opened) })
 			r.raw = append(r.raw, run)
 			t.Logf("%s: raw GETs: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
 		},
 		func() {
-			run := measure(t, s, k, size, func() { replayLoad(topic, batch).consume(t, s.diskless(int(k.Nodes()[0]))) })
+			run := measure(t, s, k, relay, size, func() { replayLoad(topic, batch).consume(t, s.diskless(int(k.Nodes()[0]))) })
 			r.sluice = append(r.sluice, run)
 			t.Logf("%s: sluice: %.0f MB/s, %.2f CPU s/GB, machine %.0f %% busy, %.0f GETs/GB, %.3f bytes read for a byte, %s resident", r.store, run.mb, run.cpu, 100*run.busy, run.gets, run.read, humanize.IBytes(uint64(run.replicaMax)))
 		},
 		func() {
-			run := measure(t, s, k, size, func() { replayLoad("inline", batch).consume(t, k.Bootstrap()[0]) })
+			run := measure(t, s, k, relay, size, func() { replayLoad("inline", batch).consume(t, k.Bootstrap()[0]) })
 			r.direct = append(r.direct, run)
 			t.Logf("%s: Kafka: %.0f MB/s, machine %.0f %% busy", r.store, run.mb, 100*run.busy)
 		},
@@ -259,9 +264,9 @@ func (r *replayed) round(t *testing.T, k *harness.Kafka, store, topic string, ba
 }
 
 // measure lets control traffic run beside something that moves so many bytes.
-func measure(t *testing.T, s *sluiceProcess, k *harness.Kafka, size float64, move func()) (run replayRun) {
+func measure(t *testing.T, s *sluiceProcess, k *harness.Kafka, relay string, size float64, move func()) (run replayRun) {
 	t.Helper()
-	control := startControls(t, s, k)
+	control := startControls(t, s, k, relay)
 	gets, read, cpu := s.metric(t, "sluice_objstore_requests_total", `op="get"`), s.metric(t, "sluice_objstore_bytes_total", `op="get"`), processCPU(t, s.pid)
 	busy, all := machineCPU(t)
 	ran, queued := scheduled(t, s.pid), s.queued(t)
@@ -306,13 +311,17 @@ func readRaw(t *testing.T, store objstore.Store) {
 
 // controls are the same traffic through the replica and to the broker itself, at
 // the same time: what beside a replay is sluice's doing is the difference.
-type controls [2]*controlTraffic
+// The copy relay shares no scheduler with the replay, and is a hop as well: that it
+// takes as long is the machine's doing.
+type controls [len(controlWays)]*controlTraffic
 
-func startControls(t *testing.T, s *sluiceProcess, k *harness.Kafka) controls {
-	return controls{startControl(t, s.bootstrap), startControl(t, k.Bootstrap()[0])}
+var controlWays = [...]string{"", " to the broker itself", " through the copy relay"}
+
+func startControls(t *testing.T, s *sluiceProcess, k *harness.Kafka, relay string) controls {
+	return controls{startControl(t, s.bootstrap), startControl(t, k.Bootstrap()[0]), startControl(t, relay)}
 }
 
-func (c controls) end() (took [2][]float64) {
+func (c controls) end() (took controlTimes) {
 	for i := range c {
 		took[i] = c[i].end()
 	}
@@ -556,7 +565,8 @@ func printReplays(all []*replayed) {
 		share int
 	}{{"p50", 50}, {"p99", 99}} {
 		at := func(took []float64) float64 { return slices.Sorted(slices.Values(took))[len(took)*p.share/100] }
-		for way, title := range []string{"control " + p.name + " beside %s, ms", "the same to the broker itself beside %s"} {
+		for way, to := range controlWays {
+			title := "control " + p.name + to + " beside %s, ms"
 			line(fmt.Sprintf(title, "nothing"), "%.2f", func(r *replayed) (v []float64) {
 				for _, took := range r.idle {
 					v = append(v, at(took[way]))
