@@ -32,6 +32,7 @@ import (
 	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/server"
 	"github.com/sluice-kafka/sluice/tiers"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 func read(t *testing.T, file string) string {
@@ -308,6 +309,7 @@ func registered(t *testing.T) map[string]metric {
 	gc.NewMetrics(reg)
 	diskcache.NewMetrics(reg)
 	retention.NewMetrics(reg)
+	turns.New(1, 1, reg)
 	server.NewCertificates(zerolog.Nop(), reg)
 	routes, err := router.New(nil, map[string]tiers.Class{"control": {Name: "control"}}, "control")
 	if err != nil {

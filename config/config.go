@@ -233,6 +233,7 @@ type Limits struct {
 	HydrateTimeout time.Duration // to read the objects of one Fetch answer
 	CacheBytes     int64         // objects in memory, for readers
 	GetConcurrency int           // GETs at a time, per store
+	BulkCPUs       int           // that move bytes of diskless answers at a time; 0 is all but one
 
 	WriteBufferBytes     int64         // batches that wait for their object
 	RetryBatches         int           // of idempotent producers, remembered where they are stored; 0 is none

@@ -196,6 +196,7 @@ func schema() []key {
 		{path: "limits.hydrate_timeout", kind: kindDuration, def: "8s", from: "100ms", to: "5m", metric: "sluice_proxy_fetch_storage_errors_total", field: func(t target) any { return &t.Limits.HydrateTimeout }},
 		{path: "limits.cache_bytes", kind: kindSize, derived: "an eighth of `limits.memory_bytes`", from: "16MiB", to: "1TiB", metric: "sluice_diskless_cache_bytes", field: func(t target) any { return &t.Limits.CacheBytes }},
 		{path: "limits.get_concurrency", kind: kindCount, def: "32", from: "1", to: "1000", metric: "sluice_diskless_chunk_gets_total", field: func(t target) any { return &t.Limits.GetConcurrency }},
+		{path: "limits.bulk_cpus", kind: kindCount, def: "0", from: "0", to: "1000", metric: "sluice_bulk_wait_seconds_total", field: func(t target) any { return &t.Limits.BulkCPUs }},
 		{path: "limits.write_buffer_bytes", kind: kindSize, derived: "a sixteenth of `limits.memory_bytes`", from: "8MiB", to: "1TiB", metric: "sluice_diskless_buffered_bytes", field: func(t target) any { return &t.Limits.WriteBufferBytes }},
 		{path: "limits.put_concurrency", kind: kindCount, def: "16", from: "1", to: "1000", metric: "sluice_diskless_put_seconds", field: func(t target) any { return &t.Limits.PutConcurrency }},
 		{path: "limits.puts_per_second", kind: kindCount, def: "10", from: "0", to: "10000", metric: "sluice_diskless_seals_total", field: func(t target) any { return &t.Limits.PutsPerSecond }},

@@ -16,6 +16,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/tiers"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 // ErrUnverified is a placeholder whose reference is not genuine, or whose key
@@ -242,7 +243,7 @@ func (p *storedPiece) original(ctx context.Context, lend bool) (original [][]byt
 		if err != nil {
 			return err
 		}
-		header, body, err := placeholder.Patch(b, p.batch, p.ref)
+		header, body, err := p.patch(b)
 		if err == nil {
 			original, done = [][]byte{header, body}, lent
 		} else if lent != nil {
@@ -255,6 +256,19 @@ func (p *storedPiece) original(ctx context.Context, lend bool) (original [][]byt
 	}
 	p.tier.metrics.hydrated.Add(float64(p.ref.Length))
 	return original, done, nil
+}
+
+func (p *storedPiece) patch(original []byte) (header, body []byte, err error) {
+	defer p.tier.turn(len(original)).Give()
+	return placeholder.Patch(original, p.batch, p.ref)
+}
+
+// turn is for work on so many bytes in memory.
+func (t *Tier) turn(bytes int) turns.Turn {
+	if bytes <= turns.Small {
+		return turns.Turn{}
+	}
+	return t.turns.Take()
 }
 
 // somewhere calls try with the places of the original batch, the one that is
@@ -407,15 +421,20 @@ func (t *Tier) read(ctx context.Context, w *writer, p place, length uint32, lend
 					return b[from:to:to], done, nil
 				}
 			}
-			return slices.Clone(b[from:to]), nil, nil
+			return t.join(nil, b[from:to]), nil, nil
 		}
 		if joined == nil {
 			joined = make([]byte, 0, length)
 		}
-		joined = append(joined, b[from:to]...)
+		joined = t.join(joined, b[from:to])
 		at, left = at+to-from, left-(to-from)
 	}
 	return joined, nil, nil
+}
+
+func (t *Tier) join(a, b []byte) []byte {
+	defer t.turn(len(b)).Give()
+	return append(a, b...)
 }
 
 // chunk returns a chunk from memory, or from the disk or with one GET for all who

@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless/placeholder"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 	"github.com/sluice-kafka/sluice/tiers"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 // StoreHandle is an object store that this cluster owns a prefix of.
@@ -114,6 +115,7 @@ type Options struct {
 	ClusterID string
 	Stores    map[string]StoreHandle // by the name that classes use; more may follow by AddStore
 	Disk      *diskcache.Cache       // below the cache in memory; nil: none
+	Turns     *turns.Turns           // for checking and copying batches; nil: none
 	Limits    Limits                 // zero inline budgets: nothing goes inline for want of a store; zero early PUTs: none
 	Logger    zerolog.Logger
 	Metrics   prometheus.Registerer
@@ -132,6 +134,7 @@ type Tier struct {
 	retries    *retries
 	cache      *cache
 	disk       *diskcache.Cache
+	turns      *turns.Turns
 	found      *indexes
 	scans      *scans
 	loads      singleflight.Group
@@ -159,6 +162,7 @@ func New(opt Options) (*Tier, error) {
 		limits:    opt.Limits.withDefaults(),
 		log:       opt.Logger,
 		disk:      opt.Disk,
+		turns:     opt.Turns,
 		writers:   make(map[string]*writer),
 		keys:      make(map[placeholder.KeyID]*writer),
 	}

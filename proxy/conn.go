@@ -101,6 +101,7 @@ func (p *Proxy) newConn(client net.Conn, address string, node int32, diskless bo
 	c.fetchState.all = &p.learnt
 	c.from = p.crossings.from(address, "")
 	c.toClient = newSink(client, p.limits.WriteTimeout)
+	c.toClient.turns = p.opt.Turns
 	c.queueIdle = sync.NewCond(&c.queueMu)
 	// fail ends both: contexts that know of each other, and of the proxy's, take
 	// a kilobyte more.

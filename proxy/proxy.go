@@ -17,6 +17,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sluice-kafka/sluice/router"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 // Limits bound what clients can make the proxy hold. Every zero value is
@@ -122,7 +123,8 @@ type Options struct {
 	TLS       *tls.Config // nil: clients speak plaintext
 	Brokers   Brokers
 	Payloads  Payloads
-	Quotas    Quotas // nil: byte rates are the brokers' alone
+	Quotas    Quotas       // nil: byte rates are the brokers' alone
+	Turns     *turns.Turns // for writing diskless answers; nil: none
 	// OneIdentity: brokers know clients without a login by a certificate of
 	// sluice's, not as anonymous.
 	OneIdentity bool

@@ -293,6 +293,18 @@ func (c *conn) readError(err error) error {
 	return err
 }
 
+// urgent reports whether a request is of the low-latency tier, as far as that can be
+// told now: diskless answers leave it a CPU.
+func (c *conn) urgent(r *request) bool {
+	switch r.api.Key {
+	case 0:
+		return !r.destined
+	case 1:
+		return !c.diskless
+	}
+	return false
+}
+
 // accept decides what happens to one frame.
 func (c *conn) accept(r *request) error {
 	r.received = time.Now()
@@ -340,6 +352,9 @@ func (c *conn) accept(r *request) error {
 		if err := r.api.handle(c, r); err != nil {
 			c.giveBack(r)
 			return fmt.Errorf("%s v%d: %w", r.api.Name, r.version, err)
+		}
+		if c.urgent(r) {
+			c.p.opt.Turns.Others(r.received)
 		}
 	}
 	return c.submit(r)

@@ -8,6 +8,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 // socketWait reads into a buffer that it takes only when there is something to
@@ -171,6 +173,46 @@ func (w *socketWrite) write(s *sink, p []byte) (int, error) {
 		err = w.err
 	}
 	return n, err
+}
+
+// inTurns has a turn while it writes a piece, and none while it waits for the
+// client. It changes bufs.
+func (w *socketWrite) inTurns(bufs net.Buffers, t *turns.Turns) (n int, err error) {
+	waited := w.raw.Write(func(fd uintptr) bool {
+		for len(bufs) > 0 {
+			turn := t.Take()
+			wrote, errno := writevSocket(fd, bufs, turns.Piece)
+			turn.Give()
+			switch errno {
+			case 0:
+				n += wrote
+				bufs = without(bufs, wrote)
+			case syscall.EINTR:
+			case syscall.EAGAIN:
+				return false
+			default:
+				err = asError("writev", errno)
+				return true
+			}
+		}
+		return true
+	})
+	if waited != nil {
+		err = waited
+	}
+	return n, err
+}
+
+// without takes n bytes off the front of bufs, and what is empty there.
+func without(bufs [][]byte, n int) [][]byte {
+	for len(bufs) > 0 && n >= len(bufs[0]) {
+		n -= len(bufs[0])
+		bufs = bufs[1:]
+	}
+	if n > 0 {
+		bufs[0] = bufs[0][n:]
+	}
+	return bufs
 }
 
 func asError(call string, errno syscall.Errno) error {

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 // writeChunk is how much is written under one deadline, so that a slow peer
@@ -16,6 +18,7 @@ const writeChunk = 1 << 20
 type sink struct {
 	net.Conn
 	plain   *socketWrite // nil for what is not plain TCP
+	turns   *turns.Turns // for what is written in many slices
 	timeout time.Duration
 	until   time.Time // when all has to be written, whatever progress is made; zero: no such time
 	bounded bool      // a deadline is set, of an earlier write perhaps
@@ -85,13 +88,21 @@ func (s *sink) writeAll(out [][]byte) (n int, err error) {
 		if err := s.deadline(); err != nil {
 			return n, err
 		}
-		wrote, err := batch.WriteTo(s.Conn)
-		n += int(wrote)
+		wrote, err := s.writeBuffers(batch, size)
+		n += wrote
 		if err != nil {
 			return n, err
 		}
 	}
 	return n, nil
+}
+
+func (s *sink) writeBuffers(batch net.Buffers, size int) (int, error) {
+	if s.plain != nil && s.turns != nil && size > turns.Small {
+		return s.plain.inTurns(batch, s.turns)
+	}
+	n, err := batch.WriteTo(s.Conn)
+	return int(n), err
 }
 
 // gatherSize is two whole TLS records.

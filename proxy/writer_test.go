@@ -4,9 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 // More than any socket takes at once arrives whole and in order, whether it is
@@ -17,10 +22,13 @@ func TestAllIsWritten(t *testing.T) {
 		want[i] = byte(i >> 10)
 	}
 	for kind, pair := range pairs(t) {
-		for _, way := range []string{"one", "all"} {
+		for _, way := range []string{"one", "all", "in turns"} {
 			t.Run(kind+"/"+way, func(t *testing.T) {
 				ours, theirs := pair()
 				s := newSink(ours, time.Minute)
+				if way == "in turns" {
+					s.turns = turns.New(1, 1, prometheus.NewRegistry())
+				}
 				wrote := make(chan error, 1)
 				go func() {
 					var n int
@@ -28,7 +36,7 @@ func TestAllIsWritten(t *testing.T) {
 					if way == "one" {
 						n, err = s.writeOne(want)
 					} else {
-						n, err = s.writeAll([][]byte{want[:1], want[1 : 5<<20], want[5<<20:]})
+						n, err = s.writeAll([][]byte{want[:1], {}, want[1 : 5<<20], want[5<<20:]})
 					}
 					if n != len(want) && err == nil {
 						err = errors.New("the count is wrong")
@@ -83,5 +91,89 @@ func TestDeadlinesOfEarlierWrites(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A client that does not read its answer has no turn meanwhile: others' answers go
+// out, and when it is given up, nothing is left of it.
+func TestNoTurnIsHeldForAClient(t *testing.T) {
+	one := turns.New(1, 1, prometheus.NewRegistry())
+	answer := func(c net.Conn, timeout time.Duration) error {
+		s := newSink(c, timeout)
+		s.turns = one
+		_, err := s.writeAll([][]byte{make([]byte, 32<<20), make([]byte, 32<<20)})
+		return err
+	}
+	pair := pairs(t)["tcp"]
+	stuck := make(chan error, 3)
+	var ours [2]net.Conn
+	for i, timeout := range []time.Duration{2 * time.Second, time.Hour} {
+		ours[i], _ = pair()
+		go func() { stuck <- answer(ours[i], timeout) }()
+	}
+	other, reader := pair()
+	go func() { _, _ = io.Copy(io.Discard, reader) }()
+	if err := answer(other, time.Minute); err != nil {
+		t.Fatalf("another client's answer: %v", err)
+	}
+	if len(stuck) > 0 {
+		t.Fatalf("an answer that nobody reads was written: %v", <-stuck)
+	}
+	if err := <-stuck; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("at the deadline: %v", err)
+	}
+	_ = ours[1].Close()
+	if err := <-stuck; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("when its connection is closed: %v", err)
+	}
+	one.Take().Give()
+}
+
+// Who waits for a turn when the connection is closed has it, finds that out, and
+// gives it back.
+func TestConnectionClosesWhileATurnIsAwaited(t *testing.T) {
+	one := turns.New(1, 1, prometheus.NewRegistry())
+	ours, _ := pairs(t)["tcp"]()
+	s := newSink(ours, time.Hour)
+	s.turns = one
+	held := one.Take()
+	wrote, closed := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := s.writeAll([][]byte{make([]byte, 64<<20)})
+		wrote <- err
+	}()
+	time.Sleep(10 * time.Millisecond)
+	go func() { closed <- ours.Close() }()
+	held.Give()
+	if err := <-wrote; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write: %v", err)
+	}
+	if err := <-closed; err != nil {
+		t.Errorf("close: %v", err)
+	}
+	one.Take().Give()
+}
+
+// Only requests of the low-latency tier keep a CPU free of diskless answers.
+func TestWhatIsUrgent(t *testing.T) {
+	apis := newByKey()
+	for _, c := range []struct {
+		key                int16
+		diskless, destined bool
+		want               bool
+	}{
+		{key: 0, want: true},
+		{key: 0, diskless: true, want: true},
+		{key: 0, diskless: true, destined: true},
+		{key: 0, destined: true},
+		{key: 1, want: true},
+		{key: 1, diskless: true},
+		{key: 3},
+		{key: 12},
+	} {
+		conn := &conn{diskless: c.diskless}
+		if got := conn.urgent(&request{api: apis.find(c.key), destined: c.destined}); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
 	}
 }

@@ -26,7 +26,7 @@ func CompactionLimits(c config.Compaction) compactor.Limits {
 // startCompactor compacts a store in the background, as far as producers and
 // readers leave it alone.
 func (s *Server) startCompactor(ctx context.Context, st config.Store, meters *objstore.Meters) error {
-	store, err := OpenStore(st, compactionPuts+compactionGets)
+	store, err := openInTurns(st, compactionPuts+compactionGets, s.turns)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/router"
 	"github.com/sluice-kafka/sluice/tiers"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 var (
@@ -53,6 +55,7 @@ type Server struct {
 	tier    *diskless.Tier
 	compact *compactor.Metrics // nil: it is off
 	turn    sync.Mutex         // of the compactors
+	turns   *turns.Turns
 	proxy   *proxy.Proxy
 	admin   *admin.Server
 	stores  sync.Map // objstore.Store by name, those that are open
@@ -136,8 +139,10 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 			Logger: opt.Logger, Metrics: diskcache.NewMetrics(s.metrics),
 		})
 	}
+	s.turns = bulkTurns(l.BulkCPUs, s.metrics)
 	s.tier, err = diskless.New(diskless.Options{
 		ClusterID: s.cluster.ClusterID(),
+		Turns:     s.turns,
 		Disk:      s.disk,
 		Limits: diskless.Limits{
 			BufferBytes:       l.WriteBufferBytes,
@@ -184,6 +189,7 @@ func Start(ctx context.Context, cfg *config.Config, opt Options) (_ *Server, err
 		Brokers:   s.cluster,
 		Payloads:  s.tier,
 		Quotas:    quotas,
+		Turns:     s.turns,
 		Router:    s.router.Load,
 
 		OneIdentity:   cfg.Kafka.TLS.Cert != "",
@@ -366,4 +372,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		errs = append(errs, s.admin.Close(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// bulkTurns are for so many CPUs, or for all but one of those that Go uses.
+func bulkTurns(cpus int, metrics prometheus.Registerer) *turns.Turns {
+	all := runtime.GOMAXPROCS(0)
+	if cpus == 0 {
+		cpus = all - 1
+	}
+	return turns.New(cpus, all, metrics)
 }

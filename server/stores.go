@@ -12,6 +12,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 const (
@@ -25,6 +26,11 @@ const (
 
 // OpenStore opens a store of the configuration, without anything around it.
 func OpenStore(st config.Store, connections int) (objstore.Store, error) {
+	return openInTurns(st, connections, nil)
+}
+
+// openInTurns is for a replica, where others must find a CPU.
+func openInTurns(st config.Store, connections int, t *turns.Turns) (objstore.Store, error) {
 	switch st.Scheme {
 	case "file":
 		return objstore.OpenFile(st.Dir)
@@ -32,7 +38,7 @@ func OpenStore(st config.Store, connections int) (objstore.Store, error) {
 		return objstore.OpenS3(objstore.S3Options{
 			Endpoint: st.Endpoint, Region: st.Region, Bucket: st.Bucket, Prefix: st.Prefix,
 			AccessKey: st.AccessKey, SecretKey: st.SecretKey, PathStyle: st.PathStyle, MaxConnections: connections,
-			Lock: lockRule(st),
+			Lock: lockRule(st), Turns: t,
 		})
 	}
 	return nil, fmt.Errorf("no store has the scheme %q", st.Scheme)
@@ -89,7 +95,7 @@ func (s *Server) openStore(ctx, background context.Context, st config.Store, met
 	defer cancel()
 	l := s.config.Limits
 	gets := getsAtATime(l, len(s.config.Stores))
-	store, err := OpenStore(st, l.PutConcurrency+gets)
+	store, err := openInTurns(st, l.PutConcurrency+gets, s.turns)
 	if err != nil {
 		return err
 	}

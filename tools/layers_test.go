@@ -23,23 +23,24 @@ var mayImport = map[string][]string{
 	"tiers":                       {},
 	"proxy/wire":                  {},
 	"admin":                       {},
+	"turns":                       {},
 	"router":                      {"tiers"},
 	"cost":                        {"tiers"},
 	"config":                      {"tiers", "router"},
-	"proxy":                       {"tiers", "router", "proxy/wire"},
+	"proxy":                       {"tiers", "router", "proxy/wire", "turns"},
 	"lowlatency":                  {"tiers"},
-	"diskless":                    {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/compactor":          {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/gc":                 {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/audit":              {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/diskcache":          {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/retention":          {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/keyring":            {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/objstore/storetest": {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/placeholder":        {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/footer":             {"tiers", "proxy/wire", "diskless/*"},
-	"diskless/segment":            {"tiers", "proxy/wire", "diskless/*"},
+	"diskless":                    {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/compactor":          {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/gc":                 {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/audit":              {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/diskcache":          {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/retention":          {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/keyring":            {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/objstore":           {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/objstore/storetest": {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/placeholder":        {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/footer":             {"tiers", "proxy/wire", "diskless/*", "turns"},
+	"diskless/segment":            {"tiers", "proxy/wire", "diskless/*", "turns"},
 	"server":                      {"*", "!cli", "!dev", "!upkeep"},
 	"dev":                         {"*", "!cli"},
 	"upkeep":                      {"*", "!cli", "!dev"},
@@ -50,7 +51,7 @@ var mayImport = map[string][]string{
 }
 
 // leafTests are the packages whose tests obey the rule as well.
-var leafTests = []string{"tiers", "proxy/wire", "admin", "router"}
+var leafTests = []string{"tiers", "proxy/wire", "admin", "router", "turns"}
 
 func allowed(from, to string) bool {
 	rules := mayImport[from]

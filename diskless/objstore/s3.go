@@ -20,6 +20,8 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -37,6 +39,8 @@ type S3Options struct {
 	MaxConnections int
 	// Lock is put on objects; the zero rule on none.
 	Lock LockRule
+	// Turns are taken for reading from the store; nil: none.
+	Turns *turns.Turns
 }
 
 // S3 keeps objects in a bucket, under a prefix.
@@ -83,7 +87,7 @@ func OpenS3(o S3Options) (*S3, error) {
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dialer.DialContext(ctx, network, addr)
 		if tcp, ok := c.(*net.TCPConn); ok {
-			return bodyConn{tcp}, nil
+			return bodyConn{tcp, o.Turns}, nil
 		}
 		return c, err
 	}
@@ -140,10 +144,21 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.Transport.RoundTrip(r)
 }
 
-// bodyConn is a connection to which a body may write itself. net/http hands bodies
+// bodyConn is read from in turns. A body may write itself to it: net/http hands bodies
 // over with a limit around them, of which net's own takes no more than 32 KiB at a
 // time, by way of a buffer of its own. What goes through TLS does not come here.
-type bodyConn struct{ *net.TCPConn }
+type bodyConn struct {
+	*net.TCPConn
+	turns *turns.Turns
+}
+
+// Read implements io.Reader.
+func (c bodyConn) Read(p []byte) (int, error) {
+	if c.turns == nil {
+		return c.TCPConn.Read(p)
+	}
+	return readInTurns(c.TCPConn, p[:min(len(p), turns.Piece)], c.turns)
+}
 
 // ReadFrom implements io.ReaderFrom.
 func (c bodyConn) ReadFrom(r io.Reader) (int64, error) {

@@ -16,10 +16,12 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/objstore/storetest"
 	"github.com/sluice-kafka/sluice/harness"
+	"github.com/sluice-kafka/sluice/turns"
 )
 
 func openS3(t *testing.T, o objstore.S3Options) *objstore.S3 {
@@ -272,4 +274,61 @@ func TestS3Answers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A store that stops in the middle of an answer keeps no turn: others go on
+// meanwhile, also by the same store, and who is told to give up does.
+func TestNoTurnIsHeldForAStore(t *testing.T) {
+	const size = 4 << 20
+	body := bytes.Repeat([]byte("object"), size/6+1)[:size]
+	halfway, end := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
+		if strings.HasSuffix(r.URL.Path, "/slow") {
+			_, _ = w.Write(body[:size/2])
+			_ = http.NewResponseController(w).Flush()
+			halfway <- struct{}{}
+			<-end
+			return
+		}
+		_, _ = w.Write(body)
+	}))
+	defer server.Close()
+	defer close(end) // before the server, which waits for its answers
+	one := turns.New(1, 1, prometheus.NewRegistry())
+	s := openS3(t, objstore.S3Options{Endpoint: server.URL, Bucket: "bucket", AccessKey: "a", SecretKey: "s", Turns: one})
+	const stuck = 3
+	got := make(chan error, stuck)
+	ctx, cancel := context.WithCancel(t.Context())
+	for range stuck {
+		go func() {
+			_, err := s.Get(ctx, "slow", 0, size)
+			got <- err
+		}()
+	}
+	for range stuck {
+		select {
+		case <-halfway:
+		case err := <-got:
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		if b, err := s.Get(t.Context(), "fast", 0, size); err != nil || !bytes.Equal(b, body) {
+			t.Fatalf("beside those that stand: %d bytes, %v", len(b), err)
+		}
+	}
+	if len(got) > 0 {
+		t.Errorf("half of an object was as good as all: %v", <-got)
+	}
+	held := one.Take()
+	cancel()
+	held.Give()
+	for range stuck {
+		if err := <-got; err == nil {
+			t.Error("who was told to give up has got something")
+		}
+	}
+	one.Take().Give()
 }
