@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -155,7 +156,7 @@ func TestCommandsInPagesExist(t *testing.T) {
 					}
 				}
 			}
-		case "docker", "curl", "kill":
+		case "docker", "curl", "kill", "kubectl":
 		default:
 			t.Errorf("%q: the test does not know how to check %s", line, words[0])
 		}
@@ -218,6 +219,34 @@ func TestConfigurationsInPagesWork(t *testing.T) {
 	}
 	if whole == 0 {
 		t.Error("no page shows a whole configuration")
+	}
+}
+
+// Who is killed before limits.drain_timeout ends loses answers that a drain would have given.
+func TestSupervisorsWaitLongerThanADrain(t *testing.T) {
+	cfg, err := config.Load("config/testdata/good/issue.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := read(t, "docs/operations.md")
+	seconds := func(key string) time.Duration {
+		m := regexp.MustCompile(regexp.QuoteMeta(key) + `(\d+)`).FindStringSubmatch(page)
+		if m == nil {
+			t.Fatalf("docs/operations.md does not show %q", key)
+		}
+		n, err := strconv.Atoi(m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return time.Duration(n) * time.Second
+	}
+	for supervisor, patience := range map[string]time.Duration{
+		"systemd":    seconds("TimeoutStopSec="),
+		"Kubernetes": seconds("terminationGracePeriodSeconds: ") - seconds("preStop: { sleep: { seconds: "),
+	} {
+		if patience <= cfg.Limits.DrainTimeout {
+			t.Errorf("%s waits %v, and a drain takes up to %v", supervisor, patience, cfg.Limits.DrainTimeout)
+		}
 	}
 }
 
