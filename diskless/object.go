@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"unsafe"
 
 	"github.com/oklog/ulid/v2"
 
 	"github.com/sluice-kafka/sluice/diskless/footer"
+	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
 
@@ -103,18 +103,9 @@ func wholeObject(batches, described []byte) []byte {
 	size := len(batches) + len(described) + footer.TrailerSize
 	object := batches
 	if spare := cap(batches) - size; spare < 0 || spare > size/8 {
-		object = append(unzeroed(size), batches...)
+		object = append(objstore.Unzeroed(size), batches...)
 	}
 	return footer.Seal(append(object, described...), len(batches), objectMagic)
-}
-
-// unzeroed is empty, with room for n bytes, which hold whatever was there before:
-// they are only ever appended to. Clearing them takes as long as filling them.
-func unzeroed(n int) []byte {
-	var b strings.Builder // the one thing that gives out such memory
-	b.Grow(n)
-	b.WriteByte(0) // of an empty string nobody promises where it is
-	return unsafe.Slice(unsafe.StringData(b.String()), n)[:0]
 }
 
 // BuildObject makes a WAL object anew, as it was written, of batches that lie back

@@ -363,7 +363,7 @@ func (w *writer) append(o *offload) {
 		if obj.buf == nil {
 			size = w.begin(obj)
 		}
-		obj.buf = append(unzeroed(max(need+need/footerShare, size, minObjectBuffer)), obj.buf...)
+		obj.buf = append(objstore.Unzeroed(max(need+need/footerShare, size, minObjectBuffer)), obj.buf...)
 	}
 	obj.buf, obj.sum = append(obj.buf, o.req.Batch...), sumOn(obj.sum, o.req.Batch)
 	obj.footer = appendEntry(obj.footer, entryOf(o.req.Topic, o.req.Partition, o.offset, o.req.Batch))

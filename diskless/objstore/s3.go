@@ -248,7 +248,7 @@ func (s *S3) get(ctx context.Context, key string, offset, length int64, version 
 	if info.Size < 0 || length > 0 && info.Size > length {
 		return nil, fmt.Errorf("%v: get %s: %d bytes came for a range of %d: the store or a proxy before it ignores Range or hides Content-Length", s, key, info.Size, length)
 	}
-	body := make([]byte, info.Size)
+	body := Unzeroed(int(info.Size))[:info.Size] // all is read, or nothing given
 	if _, err := io.ReadFull(r, body); err != nil {
 		// The answer was cut short: as good as no answer.
 		return nil, fmt.Errorf("%v: get %s: %w: %w", s, key, ErrUnavailable, err)
