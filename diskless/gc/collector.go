@@ -171,6 +171,7 @@ type pass struct {
 	failures atomic.Int32
 	covering map[string]struct{}    // WAL objects that compacted has decided about
 	replaced map[numbered]ulid.ULID // segments that may go, by the run that has all of them
+	wholes   map[segment.Window]*segment.Manifest
 }
 
 // maxFailures of reads or deletions end a pass: the store is ill.
@@ -181,7 +182,7 @@ const maxFailures = 20
 // until then.
 func (c *Collector) Pass(ctx context.Context) (*Report, error) {
 	began := time.Now()
-	p := &pass{Collector: c, named: make(map[string]struct{}), covering: make(map[string]struct{}), replaced: make(map[numbered]ulid.ULID)}
+	p := &pass{Collector: c, named: make(map[string]struct{}), covering: make(map[string]struct{}), replaced: make(map[numbered]ulid.ULID), wholes: make(map[segment.Window]*segment.Manifest)}
 	p.Report = Report{Store: c.opt.Name, DryRun: c.opt.DryRun, Found: make(map[Reason]Count), Doubts: make(map[string]string)}
 	err := p.run(ctx)
 	p.Took = time.Since(began)

@@ -81,7 +81,7 @@ func topicView(id byte, start, end int64) tiers.TopicView {
 
 // rig is a store with objects of two topics, a day old, and a cluster.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	store  *agedStore
 	faulty *objstore.Faulty
 	kafka  *kafka
@@ -90,7 +90,7 @@ type rig struct {
 	split  bool // what is compacted has a segment for each object of a topic
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	r := &rig{t: t, kafka: &kafka{id: "cluster", brokers: []int32{1, 2, 3}, topics: map[string]tiers.TopicView{
 		"kept": topicView(1, 0, 100), "other": topicView(2, 0, 100), "third": topicView(3, 0, 0), "fourth": topicView(4, 0, 0),
 	}}}

@@ -71,7 +71,7 @@ func (p *pass) compacted(ctx context.Context) error {
 		return err
 	}
 	named := make(map[ulid.ULID]bool, len(windows))
-	manifests := make([]*segment.Manifest, len(windows))
+	manifests := make([]*outline, len(windows))
 	whole := true // every manifest could be read
 	for n, w := range windows {
 		if err := p.mayGoOn(ctx); err != nil {
@@ -89,7 +89,7 @@ func (p *pass) compacted(ctx context.Context) error {
 			}
 			continue
 		}
-		manifests[n], named[m.Run] = m, true
+		manifests[n], named[m.Run] = outlineOf(m), true
 	}
 	for run, segments := range runs {
 		if named[run] {
@@ -142,6 +142,51 @@ func (p *pass) compacted(ctx context.Context) error {
 	})
 }
 
+// outline is a manifest without the WAL objects that it covers. A store has many
+// more of those in its manifests than it has objects: they were deleted, but for the
+// last half a day's.
+type outline struct {
+	segment.Manifest // without Objects
+	window           segment.Window
+}
+
+func outlineOf(m *segment.Manifest) *outline {
+	o := &outline{*m, m.Window()}
+	o.Objects = nil
+	return o
+}
+
+// Window is the manifest's name.
+func (o *outline) Window() segment.Window { return o.window }
+
+// maxWhole manifests are remembered: what asks for them asks for neighbours.
+const maxWhole = 8
+
+// whole reads a manifest again; nil is that it cannot be, or is another run's now.
+func (p *pass) whole(ctx context.Context, o *outline) (*segment.Manifest, error) {
+	if m := p.wholes[o.window]; m != nil {
+		return m, nil
+	}
+	m, err := segment.ReadManifest(ctx, p.opt.Store, o.window)
+	p.count(&p.Requests.Gets)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, objstore.ErrNotFound), errors.Is(err, segment.ErrGarbled):
+		return nil, nil
+	case err != nil:
+		p.failures.Add(1)
+		return nil, nil
+	case m.Run != o.Run:
+		return nil, nil
+	}
+	if len(p.wholes) >= maxWhole {
+		clear(p.wholes)
+	}
+	p.wholes[o.window] = m
+	return m, nil
+}
+
 // list is Store.List, with requests counted.
 func (p *pass) list(ctx context.Context, prefix string, fn func(objstore.Info) error) error {
 	n := 0
@@ -158,7 +203,7 @@ func (p *pass) list(ctx context.Context, prefix string, fn func(objstore.Info) e
 }
 
 // window looks at a manifest, its segments, and what they stand for.
-func (p *pass) window(ctx context.Context, m *segment.Manifest, info objstore.Info, there map[int]objstore.Info) error {
+func (p *pass) window(ctx context.Context, m *outline, info objstore.Info, there map[int]objstore.Info) error {
 	if len(there) == 0 {
 		o := Object{Key: info.Key, Bytes: info.Size, Time: info.LastModified, Reason: Needed, Why: "a manifest"}
 		if p.now.Sub(info.LastModified) >= p.opt.MinAge {
@@ -190,7 +235,7 @@ func (p *pass) window(ctx context.Context, m *segment.Manifest, info objstore.In
 // listsTooFew looks once more whether none of a manifest's segments is there:
 // without it nobody would find them again. there is also true when that cannot be
 // told now.
-func (p *pass) listsTooFew(ctx context.Context, m *segment.Manifest) (there bool, err error) {
+func (p *pass) listsTooFew(ctx context.Context, m *outline) (there bool, err error) {
 	for n := range m.Segments {
 		there, err := p.exists(ctx, m.Key(n))
 		switch {
@@ -216,7 +261,7 @@ func (p *pass) exists(ctx context.Context, key string) (bool, error) {
 }
 
 // orphan decides about a segment that no manifest names and none can any more.
-func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests []*segment.Manifest, runs map[ulid.ULID]map[int]objstore.Info) error {
+func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests []*outline, runs map[ulid.ULID]map[int]objstore.Info) error {
 	f, err := p.segmentFooter(ctx, i)
 	if err != nil {
 		return p.unreadable(ctx, o, err)
@@ -247,7 +292,7 @@ func (p *pass) orphan(ctx context.Context, o Object, i objstore.Info, manifests 
 // are gone, and in no window either: one that covers the object, and of which every
 // segment is there in which readers would look for the place. only is one of the
 // objects.
-func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*segment.Manifest, runs map[ulid.ULID]map[int]objstore.Info) (only ulid.ULID, places map[place]struct{}, err error) {
+func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*outline, runs map[ulid.ULID]map[int]objstore.Info) (only ulid.ULID, places map[place]struct{}, err error) {
 	of := make(map[ulid.ULID]map[segment.Place]struct{})
 	for e := range f.Entries() {
 		if of[e.Object] == nil {
@@ -257,8 +302,15 @@ func (p *pass) onlyHere(ctx context.Context, f *segment.Footer, manifests []*seg
 	}
 	places = make(map[place]struct{})
 	for _, id := range f.Objects() {
-		for _, m := range manifests {
-			if m == nil || !m.Window().Spans(id) || !m.Covers(id) {
+		for _, in := range manifests {
+			if in == nil || !in.Window().Spans(id) {
+				continue
+			}
+			m, err := p.whole(ctx, in)
+			if err != nil {
+				return id, nil, err
+			}
+			if m == nil || !m.Covers(id) {
 				continue
 			}
 			maps.DeleteFunc(of[id], func(at segment.Place, _ struct{}) bool {
@@ -310,7 +362,7 @@ func segmentID(run ulid.ULID, n int) (id ulid.ULID) {
 	return id
 }
 
-func (p *pass) segment(ctx context.Context, m *segment.Manifest, manifest objstore.Info, n int, i objstore.Info) error {
+func (p *pass) segment(ctx context.Context, m *outline, manifest objstore.Info, n int, i objstore.Info) error {
 	o := Object{Key: i.Key, Bytes: i.Size, Time: manifest.LastModified}
 	// The store's clock may have been behind for a while: names tell the time, too.
 	for _, t := range []time.Time{i.LastModified, m.Window().Last.Timestamp(), m.Run.Timestamp()} {
@@ -392,9 +444,9 @@ func (c *contents) addEntry(e *segment.Entry) {
 }
 
 // allThere reports whether a window's segments are all listed, as large as it says.
-func allThere(m *segment.Manifest, there map[int]objstore.Info) bool {
+func allThere(m *outline, there map[int]objstore.Info) bool {
 	for n := range m.Segments {
-		if !isThere(m, n, there) {
+		if !isThere(&m.Manifest, n, there) {
 			return false
 		}
 	}
@@ -430,19 +482,30 @@ type pair struct{ from, into ulid.ULID }
 // or cannot be read, and a WAL object that the window of level 2 does not cover. A
 // segment of level 1 that is gone leaves its neighbours with less than level 2 has,
 // so they stay if they share a partition.
-func (p *pass) superseded(ctx context.Context, into *segment.Manifest, manifests []*segment.Manifest, runs map[ulid.ULID]map[int]objstore.Info) error {
+func (p *pass) superseded(ctx context.Context, in *outline, manifests []*outline, runs map[ulid.ULID]map[int]objstore.Info) error {
 	var parts []*segment.Manifest
-	window := into.Window()
+	var into *segment.Manifest
+	window := in.Window()
 	for _, m := range manifests {
-		if m == nil || m.Level != segment.Level1 || p.unlike[pair{m.Run, into.Run}] || !window.Spans(m.Window().First) || !window.Spans(m.Window().Last) {
+		if m == nil || m.Level != segment.Level1 || p.unlike[pair{m.Run, in.Run}] || !window.Spans(m.Window().First) || !window.Spans(m.Window().Last) {
 			continue
 		}
 		old := func(i objstore.Info) bool { return p.now.Sub(i.LastModified) >= p.opt.MinAge }
 		if !slices.ContainsFunc(slices.Collect(maps.Values(runs[m.Run])), old) {
 			continue
 		}
-		if !slices.ContainsFunc(m.Objects, func(o segment.Object) bool { return !into.Covers(o.ID) }) {
-			parts = append(parts, m)
+		var err error
+		if into == nil {
+			if into, err = p.whole(ctx, in); into == nil {
+				return err
+			}
+		}
+		part, err := p.whole(ctx, m)
+		if err != nil {
+			return err
+		}
+		if part != nil && !slices.ContainsFunc(part.Objects, func(o segment.Object) bool { return !into.Covers(o.ID) }) {
+			parts = append(parts, part)
 		}
 	}
 	if len(parts) == 0 {
@@ -533,10 +596,14 @@ func (p *pass) superseded(ctx context.Context, into *segment.Manifest, manifests
 }
 
 // covered deletes the WAL objects whose batches are all in segments.
-func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objstore.Info) error {
-	window := m.Window()
+func (p *pass) covered(ctx context.Context, in *outline, manifest objstore.Info) error {
+	window := in.Window()
 	if p.swept[window] || p.now.Sub(manifest.LastModified) < p.opt.Timing.Grace {
 		return nil
+	}
+	m, err := p.whole(ctx, in)
+	if m == nil {
+		return err
 	}
 	// What is there of what it covers.
 	var objects []objstore.Info
@@ -544,7 +611,7 @@ func (p *pass) covered(ctx context.Context, m *segment.Manifest, manifest objsto
 	past := errors.New("past the window")
 	p.count(&p.Requests.Lists)
 	left := false // something that is to go later
-	err := p.opt.Store.List(ctx, walPrefix, before(first), func(i objstore.Info) error {
+	err = p.opt.Store.List(ctx, walPrefix, before(first), func(i objstore.Info) error {
 		if i.Key > last {
 			return past
 		}
