@@ -175,7 +175,7 @@ func shareOf(l *server.LogLook) string {
 
 func agesOut(l *server.LogLook) string {
 	if l.Forever {
-		return "never: retention.ms=-1"
+		return "never: retention.ms"
 	}
 	return when(l.AgesOut)
 }

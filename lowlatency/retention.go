@@ -2,6 +2,8 @@ package lowlatency
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -9,16 +11,27 @@ import (
 
 const retentionMs = "retention.ms"
 
-// Retention returns topics' retention.ms, negative for ever. Topics that do not
-// exist, or that cannot be asked about, are missing.
+// Retention is Retentions for who makes do with what is known.
 func (c *Cluster) Retention(ctx context.Context, topics []string) map[string]time.Duration {
+	kept, err := c.Retentions(ctx, topics)
+	if err != nil && ctx.Err() == nil {
+		c.log.Debug().Err(err).Msg("topics' retention.ms cannot be read")
+	}
+	return kept
+}
+
+// Retentions returns topics' retention.ms, negative for ever. Topics that do not
+// exist, or that cannot be asked about, are missing; an error is that some could not
+// be asked about at all.
+func (c *Cluster) Retentions(ctx context.Context, topics []string) (map[string]time.Duration, error) {
 	kept := make(map[string]time.Duration, len(topics))
+	var errs []error
 	for some := range slices.Chunk(topics, describeAtMost) {
 		resources, err := c.facts.describe(ctx, some, retentionMs)
 		if err != nil {
+			errs = append(errs, fmt.Errorf("asking for %s of %d topics: %w", retentionMs, len(some), err))
 			if ctx.Err() == nil {
 				c.metrics.factErrors.Inc()
-				c.log.Debug().Err(err).Int("topics", len(some)).Msg("topics' retention.ms cannot be read")
 			}
 			continue
 		}
@@ -33,7 +46,7 @@ func (c *Cluster) Retention(ctx context.Context, topics []string) map[string]tim
 			}
 		}
 	}
-	return kept
+	return kept, errors.Join(errs...)
 }
 
 // RetentionOf is a retention.ms as a duration; negative is for ever, and so is what

@@ -2,9 +2,7 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"math"
-	"strconv"
 	"sync"
 	"time"
 
@@ -25,7 +23,7 @@ type LogLook struct {
 	Placeholders int        `json:"sampled_placeholders"`
 	Last         *time.Time `json:"last_placeholder,omitempty"` // largest timestamp of the latest that was found
 	AgesOut      *time.Time `json:"ages_out,omitempty"`         // when retention.ms will have removed it; absent when it never does
-	Forever      bool       `json:"kept_forever,omitempty"`     // retention.ms is -1
+	Forever      bool       `json:"kept_forever,omitempty"`     // by retention.ms
 	Err          string     `json:"error,omitempty"`
 }
 
@@ -49,7 +47,7 @@ func LookIntoLogs(ctx context.Context, cluster *lowlatency.Cluster, topics []str
 	if len(logs) == 0 && err != nil {
 		return nil, err
 	}
-	retention, retErr := retentions(ctx, cluster, topics)
+	retention, retErr := cluster.Retentions(ctx, topics)
 	if retErr != nil {
 		return nil, retErr
 	}
@@ -86,28 +84,6 @@ func LookIntoLogs(ctx context.Context, cluster *lowlatency.Cluster, topics []str
 		}
 	}
 	return looks, nil
-}
-
-func retentions(ctx context.Context, cluster *lowlatency.Cluster, topics []string) (map[string]time.Duration, error) {
-	out := make(map[string]time.Duration)
-	if len(topics) == 0 {
-		return out, nil
-	}
-	configs, err := kadm.NewClient(cluster.Client()).DescribeTopicConfigs(ctx, topics...)
-	if err != nil {
-		return nil, fmt.Errorf("asking for retention.ms: %w", err)
-	}
-	for _, r := range configs {
-		for _, c := range r.Configs {
-			if c.Key != "retention.ms" || c.Value == nil {
-				continue
-			}
-			if ms, err := strconv.ParseInt(*c.Value, 10, 64); err == nil {
-				out[r.Name] = lowlatency.RetentionOf(ms)
-			}
-		}
-	}
-	return out, nil
 }
 
 // lookInto samples one log, and then looks for its last placeholder between the
