@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/sluice-kafka/sluice/config"
 	"github.com/sluice-kafka/sluice/harness"
@@ -271,17 +272,12 @@ func createTopic(t testing.TB, bootstrap, topic string, partitions int32, config
 	if _, err := adm.CreateTopic(ctx, partitions, 3, values, topic); err != nil {
 		t.Fatalf("creating %s: %v", topic, err)
 	}
-	// Brokers learn of a topic one after the other.
+	// Brokers learn of a topic one after the other, and one that does not know it
+	// yet refuses it, whoever leads it.
 	for {
-		td, err := adm.ListTopics(ctx, topic)
-		if err == nil && td[topic].Err == nil && len(td[topic].Partitions) == int(partitions) {
-			ready := true
-			for _, p := range td[topic].Partitions {
-				ready = ready && p.Err == nil && p.Leader >= 0
-			}
-			if ready {
-				return
-			}
+		err := known(ctx, cl, topic, int(partitions))
+		if err == nil {
+			return
 		}
 		select {
 		case <-ctx.Done():
@@ -289,6 +285,33 @@ func createTopic(t testing.TB, bootstrap, topic string, partitions int32, config
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// known is an error until every broker knows who leads each partition of a topic.
+func known(ctx context.Context, cl *kgo.Client, topic string, partitions int) error {
+	brokers, err := kadm.NewClient(cl).ListBrokers(ctx)
+	if err != nil {
+		return err
+	}
+	req := kmsg.NewPtrMetadataRequest()
+	asked := kmsg.NewMetadataRequestTopic()
+	asked.Topic = &topic
+	req.Topics = append(req.Topics, asked)
+	for _, id := range brokers.NodeIDs() {
+		resp, err := req.RequestWith(ctx, cl.Broker(int(id)))
+		if err != nil {
+			return fmt.Errorf("broker %d: %w", id, err)
+		}
+		if len(resp.Topics) != 1 || resp.Topics[0].ErrorCode != 0 || len(resp.Topics[0].Partitions) != partitions {
+			return fmt.Errorf("broker %d does not know it yet", id)
+		}
+		for _, p := range resp.Topics[0].Partitions {
+			if p.ErrorCode != 0 || p.Leader < 0 {
+				return fmt.Errorf("broker %d does not know who leads partition %d", id, p.Partition)
+			}
+		}
+	}
+	return nil
 }
 
 func bootstrapOf(k *harness.Kafka) string { return strings.Join(k.Bootstrap(), ",") }
