@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/base64"
@@ -36,7 +37,13 @@ func TestClientsAreThemselves(t *testing.T) {
 // Logins that expire are renewed on connections that are in use.
 func TestLongLoginsAreRenewed(t *testing.T) {
 	harness.Long(t)
-	startSecured(t).reauthentication(t)
+	x := startSecured(t)
+	for _, m := range []renewal{
+		{"SCRAM-SHA-512", 2, x.sha512, fmt.Sprintf("scram.ScramLoginModule required username=%q password=%q;", "writer", x.users["writer"])},
+		{"OAUTHBEARER", 1, x.token, fmt.Sprintf("oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=%q;", "writer")},
+	} {
+		t.Run(m.mechanism, func(t *testing.T) { x.reauthentication(t, m) })
+	}
 }
 
 // secured is a cluster with logins, ACLs and TLS, and replicas in front of it.
@@ -51,7 +58,7 @@ type secured struct {
 	adm       *kadm.Client // through plaintext
 }
 
-// reauthenticate is how long a login by SCRAM-SHA-512 lasts. Brokers refuse to
+// reauthenticate is how long a login by SCRAM-SHA-512 or OAUTHBEARER lasts. Brokers refuse to
 // renew one more often than once a second.
 const reauthenticate = 3 * time.Second
 
@@ -63,6 +70,7 @@ func startSecured(t *testing.T) *secured {
 	}
 	x.kafka = harness.StartKafka(t, harness.KafkaOptions{Nodes: []int32{1}, Users: x.users, TLS: x.ca, Properties: map[string]string{
 		"listener.name.plaintext.scram-sha-512.connections.max.reauth.ms": strconv.FormatInt(reauthenticate.Milliseconds(), 10),
+		"listener.name.plaintext.oauthbearer.connections.max.reauth.ms":   strconv.FormatInt(reauthenticate.Milliseconds(), 10),
 	}})
 	certFile, keyFile := x.ca.Files(t, t.TempDir(), "127.0.0.1")
 	x.login = fmt.Sprintf("  sasl: { mechanism: SCRAM-SHA-256, username: %q, password: %q }\n", harness.Admin, x.users[harness.Admin])
@@ -88,8 +96,10 @@ func (x *secured) sha512(user string) sasl.Mechanism {
 // token is a login by a token that nobody has signed, as brokers take it in tests.
 func (*secured) token(user string) sasl.Mechanism {
 	part := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
-	now := time.Now().Unix()
-	return oauth.Auth{Token: part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"sub":%q,"iat":%d,"exp":%d}`, user, now, now+3600)) + "."}.AsMechanism()
+	return oauth.Oauth(func(context.Context) (oauth.Auth, error) {
+		now := time.Now().Unix()
+		return oauth.Auth{Token: part(`{"alg":"none"}`) + "." + part(fmt.Sprintf(`{"sub":%q,"iat":%d,"exp":%d}`, user, now, now+3600)) + "."}, nil
+	})
 }
 
 // allow gives a user rights, and waits until the broker knows them.

@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
 
 	"github.com/sluice-kafka/sluice/cli"
 	"github.com/sluice-kafka/sluice/config"
@@ -20,17 +21,26 @@ import (
 	"github.com/sluice-kafka/sluice/server"
 )
 
+// renewal is how a login that expires is renewed.
+type renewal struct {
+	mechanism string
+	requests  int // SaslAuthenticate, of one login
+	login     func(user string) sasl.Mechanism
+	java      string // the login module of the user writer, with its options
+}
+
 // Logins that expire are renewed on connections that are in use, in both tiers,
 // while batches of theirs wait for their objects; nobody is cut off.
-func (x *secured) reauthentication(t *testing.T) {
-	topics := []string{"again-control", "again-telemetry"}
+func (x *secured) reauthentication(t *testing.T, m renewal) {
+	name := strings.ToLower(m.mechanism)
+	topics := []string{"again-" + name + "-control", "again-" + name + "-telemetry"}
 	if _, err := x.adm.CreateTopics(t.Context(), 3, 1, nil, topics...); err != nil {
 		t.Fatal(err)
 	}
 	x.allow(t, "writer", kadm.NewACLs().Topics(topics...).ResourcePatternType(kadm.ACLPatternLiteral).Operations(kadm.OpWrite, kadm.OpRead))
 	x.allow(t, "writer", kadm.NewACLs().Groups("*").ResourcePatternType(kadm.ACLPatternLiteral).Operations(kadm.OpRead))
 	h := history.New()
-	login := []kgo.Opt{kgo.SASL(x.sha512("writer"))}
+	login := []kgo.Opt{kgo.SASL(m.login("writer"))}
 	logins := func() float64 {
 		return x.plaintext.metric(t, "sluice_proxy_requests_total", "api", "SASLAuthenticate")
 	}
@@ -38,12 +48,12 @@ func (x *secured) reauthentication(t *testing.T) {
 	before, begun := logins(), time.Now()
 	tail := follow(t, h, "at the tail", x.plaintext.Bootstrap, login, topics...)
 	l := startLoad(t, h, workload{Bootstrap: x.plaintext.Bootstrap, Topics: topics, Opts: login})
-	java := x.javaLogsInAgain(t)
+	java := x.javaLogsInAgain(t, m)
 	l.awaitMore(1, topics...)
-	// SCRAM takes two requests for each login; each connection has logged in once.
+	// Each connection has logged in once.
 	eventually(t, "logins are renewed", func() (bool, string) {
 		open := x.plaintext.metric(t, "sluice_proxy_connections") - connected
-		n := (logins() - before) / 2
+		n := (logins() - before) / float64(m.requests)
 		return time.Since(begun) > 3*reauthenticate/2 && n >= 2*open, fmt.Sprintf("%v logins on %v connections", n, open)
 	})
 	l.stop()
@@ -53,9 +63,10 @@ func (x *secured) reauthentication(t *testing.T) {
 
 // javaLogsInAgain has Java's producer write to both tiers for longer than its
 // login lasts.
-func (x *secured) javaLogsInAgain(t *testing.T) (wait func()) {
+func (x *secured) javaLogsInAgain(t *testing.T, m renewal) (wait func()) {
 	t.Helper()
-	topics := []string{"java-again-control", "java-again-telemetry"}
+	name := strings.ToLower(m.mechanism)
+	topics := []string{"java-again-" + name + "-control", "java-again-" + name + "-telemetry"}
 	if _, err := x.adm.CreateTopics(t.Context(), 1, 1, nil, topics...); err != nil {
 		t.Fatal(err)
 	}
@@ -71,8 +82,8 @@ func (x *secured) javaLogsInAgain(t *testing.T) (wait func()) {
 	}
 	said := make(chan harness.JavaResult, 1)
 	go func() {
-		said <- jvm.TryJava(in.String(), "Client", "produce", x.plaintext.Bootstrap, "security.protocol=SASL_PLAINTEXT", "sasl.mechanism=SCRAM-SHA-512", "retries=0",
-			fmt.Sprintf("sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required username=%q password=%q;", "writer", x.users["writer"]))
+		said <- jvm.TryJava(in.String(), "Client", "produce", x.plaintext.Bootstrap, "security.protocol=SASL_PLAINTEXT", "sasl.mechanism="+m.mechanism, "retries=0",
+			"sasl.jaas.config=org.apache.kafka.common.security."+m.java)
 	}()
 	return func() {
 		t.Helper()
