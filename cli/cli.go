@@ -119,6 +119,7 @@ First steps:
   sluice cost                       what does it save, and what does it cost?
   sluice advise                     which topics should go where, by what they do now?
   sluice fsck -c sluice.yaml        can everything in object storage be read?
+  sluice drain 'otel-*'             do topics still need object storage?
   sluice copy -c sluice.yaml        the way out: topics, payloads resolved, as plain ones
   sluice audit verify               is what audit topics hold as it was written?`
 

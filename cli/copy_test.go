@@ -67,7 +67,7 @@ func TestCopy(t *testing.T) {
 		{[]string{"otel-a", "--to", "host"}, "\"host\" is not host:port"},
 		{[]string{"otel-a", "--to-topic", "x", "--tls"}, "--tls and --sasl are for --to"},
 		{[]string{"otel-a", "--to-topic", "plain"}, "an earlier copy has begun it; --resume goes on"},
-		{[]string{"none", "--to-topic", "x"}, "UNKNOWN_TOPIC_OR_PARTITION"},
+		{[]string{"none", "--to-topic", "x"}, "none to x: the source is not in the cluster, or this principal may not see it; `sluice topics` lists what it sees"},
 		{[]string{"otel-a", "--to", deadAddress(t)}, "the target: "},
 		{[]string{"otel-a", "--to-topic", "x", "--rate", "fast"}, "--rate fast: write a size"},
 	} {

@@ -253,6 +253,9 @@ func (c *copier) begin(ctx context.Context, t CopyTopic) (parts []*partCopy, err
 		return nil, errors.New("a topic cannot be copied onto itself: name the target with --to-topic or --prefix")
 	}
 	sources, err := c.Cluster.Logs(ctx, t.From)
+	if errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return nil, fmt.Errorf("the source is not in the cluster, or this principal may not see it; `sluice topics` lists what it sees: %w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
