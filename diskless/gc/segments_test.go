@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -591,6 +592,45 @@ func TestLeftoversBesideADeadSegment(t *testing.T) {
 		r.passes(2)
 		if r.has(left) != kept {
 			t.Errorf("segment %d has died; what the crashed run left is there: %v", n, r.has(left))
+		}
+	}
+}
+
+// The lease is a courtesy. Two that do not see it work on one state, beside each
+// other, and what a log refers to is kept.
+func TestTwoCollectorsAtOnce(t *testing.T) {
+	r := newRig(t)
+	keys := r.objectsOfOneHour(3, "kept", "other")
+	m, data := r.compact(20*time.Hour, nil, keys...)
+	needed := []string{r.object(24*time.Hour, "kept"), data[0], m.Window().Key()}
+	dead := append(keys, r.object(24*time.Hour, "other"), data[1])
+	r.opt.Explain = nil
+	passes := func() {
+		for range 6 {
+			time.Sleep(2 * time.Millisecond)
+			var both sync.WaitGroup
+			for range 2 {
+				both.Go(func() {
+					if _, err := New(r.opt).Pass(t.Context()); err != nil {
+						t.Log(err) // of two in the same instant one may give up
+					}
+				})
+			}
+			both.Wait()
+		}
+	}
+	passes()
+	r.retain("other")
+	passes()
+	r.passes(3) // alone
+	for _, key := range needed {
+		if !r.has(key) {
+			t.Errorf("%s is gone, and a log refers to it", key)
+		}
+	}
+	for _, key := range dead {
+		if r.has(key) {
+			t.Errorf("%s is still there", key)
 		}
 	}
 }
