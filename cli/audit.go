@@ -141,17 +141,19 @@ to the store cannot: give the hashes back with --expect-head, or a whole earlier
 --kafka also compares every archived batch that Kafka's logs still hold, byte by
 byte. --export checks an export instead, without store or Kafka.
 
-Exit code 1 when anything is not as it was written.`,
+Exit code 0 when all is as it was written, 1 when anything is not, 2 when that is
+not known: the archive could not be read whole, or there is none.`,
 		Example: "  sluice audit verify -c sluice.yaml --json > heads.json\n  sluice audit verify -c sluice.yaml --expect heads.json\n  sluice audit verify --export ./export",
 		RunE: func(cmd *cobra.Command, topics []string) error {
+			unknown := func(err error) error { return exitCode{exitUnknown, err} }
 			expected, err := readExpected(expected, expectFile, topics)
 			if err != nil {
-				return err
+				return unknown(err)
 			}
 			v := &verification{Verified: time.Now().UTC().Truncate(time.Second)}
 			switch {
 			case export != "" && (len(topics) > 0 || kafka):
-				return usage(cmd, errors.New("--export checks one folder as a whole, without Kafka"))
+				return unknown(usage(cmd, errors.New("--export checks one folder as a whole, without Kafka")))
 			case export != "":
 				v.Chains, v.Manifest, err = audit.VerifyExport(export, time.Now())
 			default:
@@ -161,7 +163,7 @@ Exit code 1 when anything is not as it was written.`,
 				}
 			}
 			if err != nil {
-				return err
+				return unknown(err)
 			}
 			v.Missing = audit.Missing(v.Chains, expected)
 			v.Sound = len(v.Findings)+len(v.Missing)+len(v.Kafka) == 0 && !slices.ContainsFunc(v.Chains, func(r *audit.Report) bool { return len(r.Findings) > 0 })
@@ -170,10 +172,15 @@ Exit code 1 when anything is not as it was written.`,
 			} else {
 				printVerification(cmd.OutOrStdout(), v)
 			}
-			if err == nil && !v.Sound {
-				err = errReported
+			switch {
+			case err != nil:
+				return unknown(err)
+			case !v.Sound:
+				return exitCode{exitFound, errReported}
+			case len(v.Chains) == 0:
+				return unknown(errReported)
 			}
-			return err
+			return nil
 		},
 	}
 	configFlag(cmd, &path)
@@ -407,7 +414,7 @@ func printVerification(out io.Writer, v *verification) {
 	case !v.Sound:
 		fmt.Fprintln(out, "\nThe archive is NOT as it was written: see FOUND.")
 	case len(v.Chains) == 0:
-		fmt.Fprintln(out, "\nThere is no archive yet.")
+		fmt.Fprintln(out, "\nThere is no archive in these stores: nothing was proven. Is it the right configuration?")
 	default:
 		fmt.Fprintln(out, "\nAll is as it was written. Keep the last hashes where nobody who can write to the store can: see --expect.")
 	}

@@ -27,7 +27,7 @@ func (emptied) EpochEnd(context.Context, audit.Log, int32) (int32, int64, error)
 func TestAuditVerifyWithoutTheMarker(t *testing.T) {
 	objects := filepath.Join(t.TempDir(), "objects")
 	file := settings{kafka: []string{deadAddress(t)}, store: `{ url: "file://` + objects + `" }`}.file(t)
-	if code, out, errs := sluice(t, "audit", "verify", "-c", file); code != 0 || !strings.Contains(out, "There is no archive yet") {
+	if code, out, errs := sluice(t, "audit", "verify", "-c", file); code != 2 || !strings.Contains(out, "There is no archive in these stores") {
 		t.Fatalf("exit code %d: %s%s", code, out, errs)
 	}
 	store, err := objstore.OpenFile(objects)

@@ -72,8 +72,9 @@ func (s *S3) Start(t testing.TB) {
 		}
 	}
 	log := filepath.Join(s.dir, "s3.log")
+	// Stores keep connections; this one closes each after its answer if not told so.
 	p, err := StartProcess("S3 server", log, s.program, []string{"ROOT_ACCESS_KEY=" + s.AccessKey, "ROOT_SECRET_KEY=" + s.SecretKey},
-		"--port", s.addr, "--region", s.Region, "--quiet", "posix", "--sidecar", meta, "--versioning-dir", versions, data)
+		"--port", s.addr, "--region", s.Region, "--quiet", "--keep-alive", "posix", "--sidecar", meta, "--versioning-dir", versions, data)
 	if err != nil {
 		t.Fatal(err)
 	}

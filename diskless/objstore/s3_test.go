@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,6 +61,38 @@ func TestS3(t *testing.T) {
 				return raw.RemoveObject(t.Context(), o.Bucket, "below/"+key, minio.RemoveObjectOptions{VersionID: version})
 			}
 		})
+	})
+	// A connection costs a round trip, and two more with TLS.
+	t.Run("connections are used again", func(t *testing.T) {
+		s := openS3(t, options("again"))
+		connections := 0
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
+			if !c.Reused {
+				connections++
+			}
+		}})
+		for _, size := range []int{1, 3 << 20} {
+			if err := s.Put(ctx, "o", make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			for _, length := range []int64{1, int64(size), -1} {
+				if _, err := s.Get(ctx, "o", 0, length); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.List(ctx, "", "", func(objstore.Info) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.Get(ctx, "missing", 0, -1); !errors.Is(err, objstore.ErrNotFound) {
+			t.Fatal(err)
+		}
+		if err := s.Delete(ctx, "o"); err != nil {
+			t.Fatal(err)
+		}
+		if connections != 1 {
+			t.Errorf("%d connections for requests one after the other", connections)
+		}
 	})
 	t.Run("a bucket without locks", func(t *testing.T) {
 		o := options("unlocked")

@@ -28,7 +28,8 @@ func parseLz4Frame(b []byte) (f lz4Frame, ok bool) {
 }
 
 // block splits the next block, its length field included, off b. ok is false
-// at the end mark and where b ends too early.
+// at the end mark, where b ends too early, and at a stored block of no bytes: for
+// Kafka's reader that is an end mark too, for others it is not.
 func (f lz4Frame) block(b []byte) (data []byte, stored bool, rest []byte, ok bool) {
 	if len(b) < 4 {
 		return nil, false, b, false
@@ -40,7 +41,7 @@ func (f lz4Frame) block(b []byte) (data []byte, stored bool, rest []byte, ok boo
 	if f.blockChecksum {
 		end += 4
 	}
-	if n == 0 || end > int64(len(b)) {
+	if size == 0 || end > int64(len(b)) {
 		return nil, false, b, false
 	}
 	return b[4 : 4+size], stored, b[end:], true

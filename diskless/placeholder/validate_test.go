@@ -211,6 +211,12 @@ func TestPlainLz4IsReadAsTheLibraryReadsIt(t *testing.T) {
 		frameOf(block(0, noise[:plainLz4Block+1])),
 		frameOf(compressed(make([]byte, plainLz4Block+1))),
 	}
+	// Kafka's reader ends at a stored block of no bytes, others read on.
+	for _, b := range frames[1:3] {
+		if _, err := newInflater(wire.CodecLz4, b); !errors.Is(err, errFrame) {
+			t.Errorf("an empty stored block: %v", err)
+		}
+	}
 	whole := 0
 	for _, records := range [][]byte{nil, noise, encodeRecords(telemetry(3, 60)), encodeRecords(telemetry(500, 500))} {
 		frame := p.pack(records)
