@@ -317,6 +317,9 @@ func (p *pass) save(ctx context.Context) error {
 	if p.opt.DryRun {
 		return nil
 	}
+	if err := p.notStopped(); err != nil {
+		return err // another's may be newer
+	}
 	p.state.Updated = p.now
 	b, err := p.state.Encode()
 	if err != nil {
@@ -455,6 +458,9 @@ func (p *pass) walk(ctx context.Context) error {
 		return err
 	}
 	return p.opt.Store.List(ctx, auditPrefix, "", func(i objstore.Info) error {
+		if err := p.mayGoOn(ctx); err != nil {
+			return err
+		}
 		p.report(Object{Key: i.Key, Bytes: i.Size, Time: i.LastModified, Reason: Audit, Why: "audit objects are never deleted: that their lock allows it cannot be proven"}, false)
 		return nil
 	})
@@ -467,7 +473,26 @@ func (p *pass) mayGoOn(ctx context.Context) error {
 	if n := p.failures.Load(); n > maxFailures {
 		return fmt.Errorf("%d requests to the store failed: %w", n, objstore.ErrUnavailable)
 	}
+	if err := p.notStopped(); err != nil {
+		return err
+	}
 	return p.keepAlive(ctx)
+}
+
+// stoppedFor is the least time without a sign of life that ends a pass.
+const stoppedFor = 5 * signalEvery
+
+// notStopped is an error once the process stood still, or the machine slept, for
+// Grace: the cluster may have been restored since it was asked, and another
+// collector may have begun. Once it is an error it stays one, as nothing signals then.
+func (p *pass) notStopped() error {
+	if p.opt.DryRun {
+		return nil
+	}
+	if still := time.Since(time.Unix(0, p.alive.Load())); still > max(p.opt.Timing.Grace, stoppedFor) {
+		return fmt.Errorf("it stood still for %v: what the cluster said before may not be so any more, and nothing more is deleted until the next pass", still.Round(time.Second))
+	}
+	return nil
 }
 
 func (p *pass) report(o Object, deleted bool) {
@@ -662,6 +687,9 @@ func (p *pass) deleted(ctx context.Context, o Object) (bool, error) {
 		return false, nil
 	}
 	if err := p.deletes.Wait(ctx); err != nil {
+		return false, err
+	}
+	if err := p.notStopped(); err != nil {
 		return false, err
 	}
 	p.count(&p.Requests.Deletes)

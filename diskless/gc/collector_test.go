@@ -529,6 +529,45 @@ func TestKilledBetweenDeletions(t *testing.T) {
 	}
 }
 
+// A process that was stopped goes on with what it was told before. Workers that
+// are at a deletion then must not do it, and the pass ends.
+func TestPassThatStoodStill(t *testing.T) {
+	r := newRig(t)
+	r.passes(2)
+	for range 50 {
+		r.object(24*time.Hour, "other")
+	}
+	r.retain("other")
+	r.passes(1)
+	time.Sleep(2 * time.Millisecond)
+	r.opt.Concurrency = 1
+	c := New(r.opt)
+	noted := r.state().Passes
+	// While the first is deleted, time passes: to the collector that is the same as
+	// that its last sign of life is older.
+	r.faulty.Decide(func(op objstore.Op, _ string) objstore.Fault {
+		if op == objstore.OpDelete {
+			c.alive.Store(time.Now().Add(-stoppedFor - time.Minute).UnixNano())
+		}
+		return objstore.Fault{}
+	})
+	report, err := c.Pass(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "stood still") {
+		t.Errorf("the pass ended with %v", err)
+	}
+	if report.Deleted.Objects != 1 {
+		t.Errorf("%d objects were deleted, all but one after that", report.Deleted.Objects)
+	}
+	// Another collector's state may be newer.
+	if r.state().Passes != noted {
+		t.Error("it noted that it looked at everything")
+	}
+	r.faulty.Decide(nil)
+	if report := r.passes(1); report.Deleted.Objects != 49 {
+		t.Errorf("the next pass deleted %d", report.Deleted.Objects)
+	}
+}
+
 func TestStateSurvives(t *testing.T) {
 	s := &State{ClusterID: "c", Brokers: map[int32]time.Time{1: time.Unix(5, 0).UTC()}, Topics: map[string]*Topic{"t": {
 		ID: ID{1, 2}, Seen: time.Unix(9, 0).UTC(), Partitions: []*Partition{{Epoch: 3, Checkpoints: []Checkpoint{{time.Unix(7, 0).UTC(), 3, 17}}}},
