@@ -221,6 +221,7 @@ func agree(names []string, answers map[int32]*kmsg.MetadataResponse) map[string]
 	views := make(map[string]tiers.TopicView, len(names))
 	told := make(map[string]int, len(names))
 	for _, id := range slices.Sorted(maps.Keys(answers)) {
+		heard := make(map[string]struct{}, len(names)) // from this one
 		for i := range answers[id].Topics {
 			t := &answers[id].Topics[i]
 			if t.Topic == nil {
@@ -228,11 +229,14 @@ func agree(names []string, answers map[int32]*kmsg.MetadataResponse) map[string]
 			}
 			name := *t.Topic
 			one := viewOf(t)
-			if told[name]++; told[name] == 1 {
-				views[name] = one
-				continue
+			if _, again := heard[name]; !again {
+				heard[name] = struct{}{}
+				told[name]++
 			}
-			views[name] = both(views[name], one)
+			if v, ok := views[name]; ok {
+				one = both(v, one)
+			}
+			views[name] = one
 		}
 	}
 	for _, name := range names {
@@ -254,12 +258,16 @@ func viewOf(t *kmsg.MetadataResponseTopic) tiers.TopicView {
 		return tiers.TopicView{Doubt: err.Error()}
 	case t.TopicID == [16]byte{}:
 		return tiers.TopicView{Doubt: "it has no topic id"}
+	case len(t.Partitions) == 0:
+		return tiers.TopicView{Doubt: "a broker does not tell all of its partitions"}
 	}
 	v := tiers.TopicView{ID: t.TopicID, Partitions: make([]tiers.LogView, len(t.Partitions))}
+	seen := make([]bool, len(t.Partitions))
 	for _, p := range t.Partitions {
-		if int(p.Partition) >= len(v.Partitions) || p.Partition < 0 {
+		if int(p.Partition) >= len(seen) || p.Partition < 0 || seen[p.Partition] {
 			return tiers.TopicView{Doubt: "a broker does not tell all of its partitions"}
 		}
+		seen[p.Partition] = true
 		l := tiers.LogView{Leader: p.Leader, Epoch: p.LeaderEpoch, InSync: len(p.Replicas) > 0}
 		for _, r := range p.Replicas {
 			l.InSync = l.InSync && slices.Contains(p.ISR, r)
