@@ -879,7 +879,19 @@ func (r *repair) lostManifests(ctx context.Context) error {
 		case young > 0:
 			f.Action, f.Why = NoWay, fmt.Sprintf("it may be the manifest of one of %d runs of segments that are too young to tell", young)
 		}
-		err := r.fix(ctx, f, func(ctx context.Context) error { return r.store.Delete(ctx, w.Key()) })
+		err := r.fix(ctx, f, func(ctx context.Context) error {
+			// It was read long ago: somebody may have restored it.
+			_, err := segment.ReadManifest(ctx, r.store, w)
+			switch {
+			case err == nil:
+				return errors.New("it can be read now: somebody has restored it, run this again")
+			case errors.Is(err, segment.ErrGarbled):
+				return r.store.Delete(ctx, w.Key())
+			case errors.Is(err, objstore.ErrNotFound):
+				return nil
+			}
+			return err
+		})
 		if err != nil {
 			return err
 		}

@@ -492,6 +492,43 @@ func TestRepairLeavesYoungRunsAlone(t *testing.T) {
 	}
 }
 
+// Between a manifest that could not be read and its removal all WAL objects are
+// read. One that was restored meanwhile is asked about again, and stays.
+func TestRepairAsksAgainBeforeItRemoves(t *testing.T) {
+	s := newStored(t, rand.New(rand.NewPCG(1, 2)), 6)
+	manifests := map[string][]byte{}
+	for _, key := range s.keys(segment.WindowsPrefix) {
+		b, err := s.store.Get(t.Context(), key, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		manifests[key] = b
+		s.put(key, cut(b))
+	}
+	s.remove(s.keys(segment.DataPrefix)...)
+	faulty := objstore.NewFaulty(s.store)
+	faulty.Decide(func(op objstore.Op, key string) objstore.Fault {
+		if op == objstore.OpGet && strings.HasPrefix(key, diskless.WALPrefix) {
+			for key, b := range manifests {
+				s.put(key, b)
+			}
+		}
+		return objstore.Fault{}
+	})
+	fixes, err := (&Access{Stores: map[string]diskless.StoreHandle{"default": {Store: faulty}}}).Repair(t.Context(), RepairOptions{leftOver: time.Nanosecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.keys(segment.WindowsPrefix); len(got) != len(manifests) {
+		t.Errorf("%d of %d manifests are left", len(got), len(manifests))
+	}
+	for _, f := range fixes {
+		if f.Done || !strings.Contains(f.Why, "run this again") {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
 // What a repair could not do is named by topic, partition and offsets.
 func TestMend(t *testing.T) {
 	r := newRig(t, kfake.SeedTopics(1, "otel-a"), kfake.SeedTopics(1, "otel-b"))
