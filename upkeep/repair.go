@@ -516,8 +516,12 @@ func (r *repair) segmentDamage(ctx context.Context, m *segment.Manifest, n int) 
 		}
 		last := c.entries[end-1]
 		b, err := r.get(ctx, m.Key(n), int64(first), int64(last.Position+uint64(last.Length)-first))
+		if errors.Is(err, objstore.ErrNotFound) { // collected since its footer was read
+			r.contents[m.Key(n)] = &content{err: err}
+			return "the store has no such object", true, nil
+		}
 		if err != nil {
-			return "", errors.Is(err, objstore.ErrNotFound), err
+			return "", false, err
 		}
 		for _, e := range c.entries[i:end] {
 			from := e.Position - first
@@ -624,7 +628,7 @@ func (r *repair) segment(ctx context.Context, m *segment.Manifest, n int, damage
 			return err
 		}
 		if b == nil && c.err == nil {
-			if b, err = r.get(ctx, key, int64(e.Position), int64(e.Length)); err != nil {
+			if b, err = r.get(ctx, key, int64(e.Position), int64(e.Length)); err != nil && !errors.Is(err, objstore.ErrNotFound) {
 				return err
 			}
 		}

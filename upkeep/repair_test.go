@@ -14,12 +14,16 @@ import (
 	"github.com/oklog/ulid/v2"
 	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/compactor"
+	"github.com/sluice-kafka/sluice/diskless/gc"
+	"github.com/sluice-kafka/sluice/diskless/keyring"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
 	"github.com/sluice-kafka/sluice/proxy/wire"
+	"github.com/sluice-kafka/sluice/tiers"
 )
 
 // stored is a store with compacted WAL objects, and all batches that were written.
@@ -525,6 +529,81 @@ func TestRepairAsksAgainBeforeItRemoves(t *testing.T) {
 	for _, f := range fixes {
 		if f.Done || !strings.Contains(f.Why, "run this again") {
 			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// fullLogs says of every topic that its logs hold everything.
+type fullLogs struct{ topics []string }
+
+func (fullLogs) ClusterID() string { return "cluster" }
+
+func (k fullLogs) Survey(context.Context, []string) (tiers.Survey, error) {
+	views := map[string]tiers.TopicView{}
+	for n, name := range k.topics {
+		v := tiers.TopicView{ID: [16]byte{byte(n + 1)}}
+		for range 3 {
+			v.Partitions = append(v.Partitions, tiers.LogView{Leader: 1, Epoch: 1, End: 100, InSync: true})
+		}
+		views[name] = v
+	}
+	return tiers.Survey{Brokers: []int32{1}, Topics: views}, nil
+}
+
+func (fullLogs) Lineage(context.Context, []tiers.EpochQuestion) (map[tiers.TopicPartition]bool, error) {
+	return nil, nil
+}
+
+// Compactor, garbage collection and repair on one store at the same time, without
+// any wait that tells them apart: whatever of a log could be read still can be.
+func TestAllAtOnce(t *testing.T) {
+	for seed := range uint64(8) {
+		random := rand.New(rand.NewPCG(seed, 7))
+		s := newMerged(t, random, 30, 2*time.Hour)
+		s.put(keyring.MarkerKey, []byte(`{"version":1,"cluster_id":"cluster"}`))
+		for range 4 { // segments have it
+			s.change(s.wal[random.IntN(20)], flip(10))
+		}
+		for _, key := range s.keys(segment.WindowsPrefix)[:1] { // WAL objects have it, and it is compacted again
+			s.remove(key)
+		}
+		before := s.readable()
+		collect := func() error {
+			time.Sleep(time.Millisecond) // of the clock that tells passes apart
+			_, err := gc.New(gc.Options{
+				Name: "default", Store: s.store, Kafka: fullLogs{[]string{"otel-0", "otel-1", "otel-2"}}, MinAge: time.Nanosecond, DeletesPerSecond: 1 << 20,
+				Timing: gc.Timing{Margin: time.Hour, Grace: time.Nanosecond, Apart: time.Nanosecond, Missed: time.Hour}, Logger: zerolog.Nop(),
+			}).Pass(t.Context())
+			if err != nil {
+				t.Log(err) // with so little patience it may meet a window in the making, and ends
+			}
+			return nil
+		}
+		repair := func() error {
+			_, err := (&Access{Stores: map[string]diskless.StoreHandle{"default": {Store: s.store}}}).Repair(t.Context(), RepairOptions{})
+			return err
+		}
+		var all errgroup.Group
+		for _, what := range []func() error{collect, repair, func() error { s.compact(); return nil }} {
+			all.Go(func() error {
+				for range 6 {
+					if err := what(); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		if err := all.Wait(); err != nil {
+			t.Fatal(seed, err)
+		}
+		for i, can := range s.readable() {
+			if e := s.batches[i]; before[i] && !can {
+				t.Errorf("seed %d: a batch of %s-%d, of WAL object %s, could be read before", seed, e.Topic, e.Partition, e.Object)
+			}
+		}
+		if len(s.keys(diskless.WALPrefix)) == len(s.wal) {
+			t.Errorf("seed %d: nothing was deleted", seed)
 		}
 	}
 }
