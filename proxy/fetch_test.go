@@ -873,7 +873,7 @@ func TestCatchingUp(t *testing.T) {
 				inBubble(t, proxy.Limits{}, func(r *rig) {
 					b := &scriptedBacklog{fetcher: r.fetcher(tc.to, 12), topic: tc.topic, max: limit, partMax: tc.partMax, sessions: sessions}
 					total, stored := 0, 0
-					for range 50 {
+					for range 30 {
 						l := logOf(tc.log...)
 						b.logs = append(b.logs, l)
 						for i, n := range l.sizes {
