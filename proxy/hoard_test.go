@@ -10,19 +10,10 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/sluice-kafka/sluice/harness"
 	"github.com/sluice-kafka/sluice/proxy"
 	"github.com/sluice-kafka/sluice/proxy/wire"
 )
-
-// heap is what is in use when all is collected that can be, pools included.
-func heap() int64 {
-	var m runtime.MemStats
-	for range 3 {
-		runtime.GC()
-	}
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
 
 // What a client sends is counted while it is on its way. What a connection keeps of
 // it after that nobody counts, so it must be little, whatever was sent.
@@ -67,7 +58,7 @@ func TestAConnectionKeepsLittleOfWhatItWasSent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, proxy.Limits{ResponseBytes: 8 << 20, MaxFrameBytes: 4 << 20}, func(r *rig) {
 				c, b := r.pairOf(on(false), 12)
-				before := heap()
+				before := harness.Heap()
 				for round := range rounds {
 					req := request(round)
 					go c.ask(1, req)
@@ -79,7 +70,7 @@ func TestAConnectionKeepsLittleOfWhatItWasSent(t *testing.T) {
 					b.respond(1, resp)
 					c.expect(1)
 				}
-				if kept := heap() - before; kept > 1<<20 {
+				if kept := harness.Heap() - before; kept > 1<<20 {
 					t.Errorf("it keeps %d bytes", kept)
 				}
 				runtime.KeepAlive(r)

@@ -11,6 +11,7 @@ import (
 	"github.com/sluice-kafka/sluice/diskless"
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
+	"github.com/sluice-kafka/sluice/harness"
 )
 
 // crowd lists as many WAL objects, and segments of no manifest.
@@ -45,21 +46,12 @@ func numberedID(when time.Time, i int) ulid.ULID {
 	return id
 }
 
-func live() int64 {
-	var m runtime.MemStats
-	for range 2 {
-		runtime.GC()
-	}
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
-}
-
 // memoryOf is what fsck with --orphans, and --repair, have in use when they have
 // seen n objects of a kind, bytes for each.
 func memoryOf(tb testing.TB, n int, kind func(ulid.ULID) string) (fsckEach, repairEach float64) {
 	s := crowd{Store: objstore.NewMemory(), n: n, when: time.Now().Add(-time.Hour), kind: kind}
-	before, most := live(), int64(0)
-	s.note = func() { most = max(most, live()) }
+	before, most := harness.Heap(), int64(0)
+	s.note = func() { most = max(most, harness.Heap()) }
 	c := &fsck{began: time.Now(), refs: map[objectID]struct{}{}}
 	for i := range n {
 		c.refs[objectID{"default", false, numberedID(s.when, i)}] = struct{}{}
@@ -69,7 +61,7 @@ func memoryOf(tb testing.TB, n int, kind func(ulid.ULID) string) (fsckEach, repa
 	}
 	runtime.KeepAlive(c)
 	fsckEach, c = float64(most-before)/float64(n), nil
-	before, most = live(), 0
+	before, most = harness.Heap(), 0
 	r := &repair{store: s}
 	if err := r.list(tb.Context()); err != nil || len(r.wal)+len(r.segments) != n {
 		tb.Fatal(len(r.wal), len(r.segments), err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-kafka/sluice/diskless/objstore"
 	"github.com/sluice-kafka/sluice/diskless/segment"
+	"github.com/sluice-kafka/sluice/harness"
 )
 
 // crowd lists WAL objects that are all alike, beside what is in the store, and
@@ -26,7 +27,7 @@ type crowd struct {
 func (s *crowd) List(ctx context.Context, prefix, after string, fn func(objstore.Info) error) error {
 	if prefix != walPrefix || len(s.of) == 0 {
 		if s.live[prefix] == 0 && (prefix == LeaseKey || prefix == walPrefix) {
-			s.live[prefix] = live() // at the beginning, and when all manifests were read
+			s.live[prefix] = harness.Heap() // at the beginning, and when all manifests were read
 		}
 		return s.Store.List(ctx, prefix, after, fn)
 	}
@@ -35,7 +36,7 @@ func (s *crowd) List(ctx context.Context, prefix, after string, fn func(objstore
 			return err
 		}
 	}
-	s.live[prefix] = live()
+	s.live[prefix] = harness.Heap()
 	return nil
 }
 
@@ -44,15 +45,6 @@ func (s *crowd) Get(ctx context.Context, key string, offset, length int64) ([]by
 		return s.object[offset:], nil
 	}
 	return s.Store.Get(ctx, key, offset, length)
-}
-
-func live() int64 {
-	var m runtime.MemStats
-	for range 2 {
-		runtime.GC()
-	}
-	runtime.ReadMemStats(&m)
-	return int64(m.HeapAlloc)
 }
 
 func ids(from time.Time, n int, apart time.Duration) []ulid.ULID {
