@@ -28,7 +28,7 @@ import (
 const (
 	// These fetch at a time.
 	overloadConnections     = 200
-	longOverloadConnections = 2000
+	longOverloadConnections = 1000
 	// One in deafShare connections asks for answers and never reads one.
 	deafShare = 4
 	// overloadMemory is limits.memory_bytes; connectionMemory and programMemory
