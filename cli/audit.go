@@ -145,7 +145,6 @@ Exit code 0 when all is as it was written, 1 when anything is not, 2 when that i
 not known: the archive could not be read whole, or there is none.`,
 		Example: "  sluice audit verify -c sluice.yaml --json > heads.json\n  sluice audit verify -c sluice.yaml --expect heads.json\n  sluice audit verify --export ./export",
 		RunE: func(cmd *cobra.Command, topics []string) error {
-			unknown := func(err error) error { return exitCode{exitUnknown, err} }
 			expected, err := readExpected(expected, expectFile, topics)
 			if err != nil {
 				return unknown(err)

@@ -80,7 +80,6 @@ func newDrain() *cobra.Command {
 		Example: "  sluice drain -c sluice.yaml otel-logs\n  sluice drain -c sluice.yaml 'otel-*' --exact --json\n  sluice drain -c sluice.yaml otel-logs --wait && echo out",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			unknown := func(err error) error { return exitCode{exitUnknown, err} }
 			if len(args) == 0 {
 				return unknown(usage(cmd, errors.New("which topics shall leave?")))
 			}

@@ -59,6 +59,9 @@ const (
 	exitUnknown = 2
 )
 
+// unknown ends a command with exitUnknown.
+func unknown(err error) error { return exitCode{exitUnknown, err} }
+
 func newFsck() *cobra.Command {
 	var path, sample, resume, bytesRate string
 	var full, orphans, asJSON, repair, dryRun bool
@@ -80,7 +83,7 @@ func newFsck() *cobra.Command {
 				err = errors.New("--dry-run is of --repair: without it nothing is changed")
 			}
 			if err != nil {
-				return exitCode{exitUnknown, usage(cmd, err)}
+				return unknown(usage(cmd, err))
 			}
 			var how *upkeep.RepairOptions
 			if repair {
@@ -88,7 +91,7 @@ func newFsck() *cobra.Command {
 			}
 			report, err := fsck(cmd, path, opt, how)
 			if report == nil {
-				return exitCode{exitUnknown, err}
+				return unknown(err)
 			}
 			out := cmd.OutOrStdout()
 			if asJSON {
@@ -100,9 +103,9 @@ func newFsck() *cobra.Command {
 			case len(report.Damage) > 0 || slices.ContainsFunc(report.Fixes, func(f upkeep.Fix) bool { return !f.Done }) || slices.ContainsFunc(report.Locks, func(l upkeep.FsckLocks) bool { return l.Left() > 0 }):
 				return exitCode{exitFound, errReported}
 			case err != nil && (asJSON || report.Stopped == "" && len(report.Unlooked) == 0):
-				return exitCode{exitUnknown, err}
+				return unknown(err)
 			case err != nil:
-				return exitCode{exitUnknown, errReported}
+				return unknown(errReported)
 			}
 			return nil
 		},

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"time"
@@ -232,7 +231,7 @@ func (c *conn) placeSeveral(ctx context.Context, r *request, view *wire.Produce)
 		return nil, nil
 	}
 	first, last := &view.Partitions[0], &view.Partitions[len(view.Partitions)-1]
-	if string(first.Topic) == string(last.Topic) && first.TopicID == last.TopicID {
+	if sameTopic(first.Topic, last.Topic, first.TopicID, last.TopicID) {
 		return nil, nil
 	}
 	for i := range view.Partitions {
@@ -442,7 +441,7 @@ func (c *conn) refuseReserved(r *request, view *wire.Produce) error {
 	resp := kmsg.NewPtrProduceResponse()
 	message := "a record carries a header that is reserved by sluice, or records cannot be decompressed; nothing of this request was written"
 	for i, p := range view.Partitions {
-		if i == 0 || p.TopicID != view.Partitions[i-1].TopicID || !bytes.Equal(p.Topic, view.Partitions[i-1].Topic) {
+		if i == 0 || !sameTopic(p.Topic, view.Partitions[i-1].Topic, p.TopicID, view.Partitions[i-1].TopicID) {
 			topic := kmsg.NewProduceResponseTopic()
 			topic.Topic, topic.TopicID = string(p.Topic), p.TopicID
 			resp.Topics = append(resp.Topics, topic)

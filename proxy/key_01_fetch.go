@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -313,7 +312,7 @@ func (c *conn) fetchesDiskless(view *wire.Fetch, version int16) (bool, error) {
 func (c *conn) refuseReplica(r *request, view *wire.Fetch) error {
 	resp := kmsg.NewPtrFetchResponse()
 	for i, p := range view.Partitions {
-		if i == 0 || p.TopicID != view.Partitions[i-1].TopicID || !bytes.Equal(p.Topic, view.Partitions[i-1].Topic) {
+		if i == 0 || !sameTopic(p.Topic, view.Partitions[i-1].Topic, p.TopicID, view.Partitions[i-1].TopicID) {
 			topic := kmsg.NewFetchResponseTopic()
 			topic.Topic, topic.TopicID = string(p.Topic), p.TopicID
 			resp.Topics = append(resp.Topics, topic)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 
 	"github.com/sluice-kafka/sluice/router"
@@ -32,11 +33,11 @@ type placed struct {
 
 // placeAll is place for several topics, in their order.
 func (c *conn) placeAll(ctx context.Context, topics []string) []placed {
-	router := c.p.opt.Router()
+	rules := c.p.opt.Router()
 	out := make([]placed, len(topics))
 	var asked []string
 	for i, topic := range topics {
-		out[i].Placement = router.Place(topic, tiers.TopicFacts{Known: true})
+		out[i].Placement = rules.Place(topic, tiers.TopicFacts{Known: true})
 		if out[i].Class.Tier == tiers.Diskless {
 			asked = append(asked, topic)
 		}
@@ -49,7 +50,7 @@ func (c *conn) placeAll(ctx context.Context, topics []string) []placed {
 	facts := c.p.opt.Brokers.FactsOf(ctx, asked)
 	for i, topic := range topics {
 		if out[i].Class.Tier == tiers.Diskless {
-			out[i] = placed{router.Place(topic, facts[0]), facts[0]}
+			out[i] = placed{rules.Place(topic, facts[0]), facts[0]}
 			facts = facts[1:]
 		}
 	}
@@ -144,4 +145,10 @@ func (p *Proxy) port(id int32) (int32, bool) {
 		p.warn().Int32("node", realID(id)).Msg("a broker's id is outside listen.node_ids: clients cannot reach it; widen the range on every replica")
 	}
 	return port, ok
+}
+
+// sameTopic reports whether two partitions of a request are of one topic, by
+// whichever of name and id its version has.
+func sameTopic(name, otherName []byte, id, otherID [16]byte) bool {
+	return id == otherID && bytes.Equal(name, otherName)
 }
